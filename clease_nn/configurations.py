@@ -1,0 +1,141 @@
+"""Configurations: the one type that travels between models, ensembles and thermodynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from clease_nn.conditions import Conditions
+from clease_nn.lattice import UNKNOWN, Lattice
+
+__all__ = ["Configurations"]
+
+
+@dataclass(frozen=True, eq=False)
+class Configurations:
+    """A batch of (partial) configurations of one lattice, each at its own conditions.
+
+    Attributes
+    ----------
+    lattice : Lattice
+    conditions : Conditions
+        (batch,) temperatures [K] and (batch, species) chemical potentials [eV].
+    occupations : Tensor, shape (batch, sites), int8
+        Index into ``lattice.species``; ``UNKNOWN`` (-1) where a site is not drawn.
+    step : Tensor, shape (batch, sites), int16, optional
+        Pass in which a site was drawn (ties: drawn in one pass), -1 where it was given.
+    log_prob : Tensor, shape (batch,), float64, optional
+        ln q of the drawn sites given the given ones, as drawn.
+    energy : Tensor, shape (batch,), float64, optional
+        Energy in eV per supercell (without mu.N).
+    log_target : Tensor, shape (batch,), float64, optional
+        ``-(E - mu.N) / kT``.
+    chain : Tensor, shape (batch,), int64, optional
+        Chain of origin, rows in time order; None for independent draws.
+    provenance : Mapping
+        JSON-ready: energy evaluations, network passes, seconds, versions, seeds.
+
+    Examples
+    --------
+    >>> lattice = Lattice.square(2)
+    >>> c = Configurations.unknown(lattice, Conditions([300.0], [[0.0, 0.0]]))
+    >>> c.known.any().item(), len(c)
+    (False, 1)
+    """
+
+    lattice: Lattice
+    conditions: Conditions
+    occupations: Tensor
+    step: Tensor | None = None
+    log_prob: Tensor | None = None
+    energy: Tensor | None = None
+    log_target: Tensor | None = None
+    chain: Tensor | None = None
+    provenance: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        occupations = torch.as_tensor(self.occupations)
+        if occupations.dtype != torch.int8:
+            occupations = occupations.to(torch.int8)
+        object.__setattr__(self, "occupations", occupations)
+        n = len(self.conditions)
+        if occupations.shape != (n, self.lattice.n_sites):
+            raise ValueError(
+                f"occupations must have shape ({n}, {self.lattice.n_sites}) for {n} conditions, "
+                f"got {tuple(occupations.shape)}"
+            )
+        if self.conditions.mu.shape[1] != self.lattice.n_species:
+            raise ValueError(
+                f"conditions have {self.conditions.mu.shape[1]} chemical potentials, the lattice "
+                f"{self.lattice.n_species} species"
+            )
+
+    @classmethod
+    def unknown(cls, lattice: Lattice, conditions: Conditions) -> Configurations:
+        """Configurations without any known site."""
+        shape = (len(conditions), lattice.n_sites)
+        occupations = torch.full(shape, UNKNOWN, dtype=torch.int8, device=conditions.mu.device)
+        return cls(lattice, conditions, occupations)
+
+    @property
+    def known(self) -> Tensor:
+        """(batch, sites) bool: the site carries a species."""
+        return self.occupations != UNKNOWN
+
+    @property
+    def log_weight(self) -> Tensor:
+        """(batch,) ``log_target - log_prob``: unnormalised log importance weight, float64."""
+        if self.log_prob is None or self.log_target is None:
+            raise ValueError("log_weight needs log_prob and log_target; score the configurations")
+        return self.log_target - self.log_prob
+
+    def counts(self) -> Tensor:
+        """(batch, species) float64: how many active sites carry each species."""
+        species = torch.arange(self.lattice.n_species, device=self.occupations.device)
+        return (self.occupations[:, :, None] == species).sum(1).to(torch.float64)
+
+    def __len__(self) -> int:
+        return len(self.occupations)
+
+    def __getitem__(self, index) -> Configurations:
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        parts = {
+            name: getattr(self, name)[index] for name in _ROWS if getattr(self, name) is not None
+        }
+        return replace(self, **parts)
+
+    @staticmethod
+    def cat(parts: Iterable[Configurations]) -> Configurations:
+        """Concatenate batches of one lattice; optional columns must be in all or in none."""
+        parts = list(parts)
+        if not parts:
+            raise ValueError("nothing to concatenate")
+        if any(p.lattice.fingerprint != parts[0].lattice.fingerprint for p in parts):
+            raise ValueError("configurations of different lattices cannot be concatenated")
+        out = {"conditions": Conditions.cat(p.conditions for p in parts)}
+        for name in _ROWS[1:]:
+            column = [getattr(p, name) for p in parts]
+            if any(v is None for v in column) and any(v is not None for v in column):
+                raise ValueError(f"{name} is present in some parts only")
+            out[name] = None if column[0] is None else torch.cat(column)
+        return replace(parts[0], **out)
+
+    def to(self, device) -> Configurations:
+        """The same batch on another torch device."""
+        parts = {
+            name: getattr(self, name).to(device)
+            for name in _ROWS
+            if getattr(self, name) is not None
+        }
+        return replace(self, **parts)
+
+    def atoms(self, row: int):
+        """Atoms object of one row."""
+        return self.lattice.atoms(self.occupations[row].cpu().numpy())
+
+
+_ROWS = [f.name for f in fields(Configurations) if f.name not in ("lattice", "provenance")]

@@ -1,0 +1,1 @@
+"""Energies of configurations in batches."""
