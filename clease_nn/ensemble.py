@@ -76,7 +76,7 @@ class SemiGrandCanonical:
         e = self.energy.partial_fields(c.lattice, c.occupations)
         mu = c.conditions.mu.to(e.device)[:, None, :]
         logits = -(e - mu) / c.conditions.kT.to(e.device)[:, None, None]
-        allowed = torch.as_tensor(c.lattice.allowed, device=e.device)
+        allowed = c.lattice.allowed_mask(e.device)
         logits = torch.where(allowed, logits, torch.zeros_like(logits))
         mean = logits.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True)
         return torch.where(allowed, logits - mean, torch.zeros_like(logits)).to(torch.float32)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
@@ -121,6 +122,10 @@ class Lattice:
     def positions(self) -> np.ndarray:
         """Positions of the active sites in angstrom, shape (sites, 3)."""
         return self.template.positions[self.site_indices]
+
+    def allowed_mask(self, device="cpu") -> torch.Tensor:
+        """``allowed`` as a tensor on a device, shape (sites, species), bool."""
+        return torch.tensor(self.allowed, device=device)
 
     @cached_property
     def log_states(self) -> float:

@@ -1,0 +1,39 @@
+"""What every network is: partial configurations in, logits of every site out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from clease_nn.configurations import Configurations
+
+__all__ = ["AbstractNetwork"]
+
+
+class AbstractNetwork(nn.Module, ABC):
+    """Logits of every site and species given the known sites and the conditions.
+
+    A network never sees an energy. Where the energy offers conditional fields, they arrive as a
+    tensor in units of kT.
+
+    Attributes
+    ----------
+    needs_fields : bool
+        Whether ``forward`` must be given fields.
+    """
+
+    needs_fields: bool
+
+    @abstractmethod
+    def forward(self, c: Configurations, fields: Tensor | None) -> Tensor:
+        """Logits, shape (batch, sites, species), float32; species not allowed are not masked."""
+
+    @abstractmethod
+    def config(self) -> dict:
+        """JSON-ready arguments that rebuild the network, with its ``class``."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict) -> AbstractNetwork:
+        """Rebuild from :meth:`config` without ``class``."""

@@ -1,0 +1,199 @@
+"""The relation convolution: weights tied to pair shells, for any lattice and supercell."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clease_nn.conditions import ConditionRange
+from clease_nn.configurations import Configurations
+from clease_nn.lattice import Lattice
+from clease_nn.networks.abstract import AbstractNetwork
+from clease_nn.networks.features import (
+    global_features,
+    n_global_features,
+    n_site_features,
+    site_features,
+)
+
+__all__ = ["LatticeConvolution"]
+
+
+class LatticeConvolution(AbstractNetwork):
+    """Residual network of relation convolutions with conditions fed to every block.
+
+    Each block is ``h + sum_s A_s (u W_s) + mean(u) V`` with ``u = silu(FiLM(h))``: ``A_s`` joins
+    the sites of pair shell s (the site itself is shell 0), ``W_s`` is dense. Weights belong to
+    shells of the parent lattice, not to a supercell: the same network serves every supercell,
+    and is equivariant under translations and the point group. FiLM (feature-wise scale and
+    shift, Perez et al., AAAI 2018) carries temperature, chemical potentials and totals of the
+    known sites. The head starts at zero.
+
+    With fields (conditional energies of the known sites in kT) the physical logits are added,
+    ``logits = network + fields * (fraction known)^3``: they become exact as the configuration
+    fills and prevent rare catastrophic draws at low temperature.
+
+    Parameters
+    ----------
+    lattice : Lattice
+        Any supercell of the parent lattice: supplies species and pair shells.
+    box : ConditionRange
+        Conditions to be served; scales the inputs.
+    channels, blocks, n_shells : int
+        Width, depth, and shells of neighbours (the site itself not counted).
+    needs_fields : bool
+        Use fields as input and prior. True where the energy offers ``partial_fields``.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+
+    Examples
+    --------
+    >>> lattice = Lattice.square(4)
+    >>> box = ConditionRange((300, 900), [-0.1], [0.1], [[-1.0, 1.0]])
+    >>> net = LatticeConvolution(lattice, box, channels=8, blocks=1, needs_fields=False)
+    >>> net(Configurations.unknown(lattice, box.at([[0.5, 0.5]])), None).shape
+    torch.Size([1, 16, 2])
+    """
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        box: ConditionRange,
+        *,
+        channels: int = 32,
+        blocks: int = 4,
+        n_shells: int = 4,
+        needs_fields: bool = True,
+    ):
+        if min(channels, blocks, n_shells) < 1:
+            raise ValueError(
+                f"channels, blocks and n_shells must be positive, got {channels}, {blocks}, "
+                f"{n_shells}"
+            )
+        self._setup(
+            lattice.pair_shells(n_shells),
+            lattice.species,
+            len(np.unique(lattice.sublattices)),
+            box,
+            channels,
+            blocks,
+            needs_fields,
+        )
+
+    def _setup(self, shells, species, n_sublattices, box, channels, blocks, needs_fields):
+        super().__init__()
+        self.shells = [(int(a), int(b), float(d)) for a, b, d in shells]
+        self.species = tuple(species)
+        self.n_sublattices = int(n_sublattices)
+        self.box = box
+        self.channels, self.blocks = int(channels), int(blocks)
+        self.needs_fields = bool(needs_fields)
+        k, s, c = len(self.species), len(self.shells), self.channels
+        width = n_site_features(k, s, self.n_sublattices, self.needs_fields)
+        self.inlet = nn.Linear(width, c)
+        hidden = 2 * c
+        self.film = nn.Sequential(
+            nn.Linear(n_global_features(k), hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, (self.blocks + 1) * 2 * c),
+        )
+        scale = 1.0 / math.sqrt(c * (s + 1) * self.blocks)
+        self.weights = nn.Parameter(torch.randn(self.blocks, s + 1, c, c) * scale)
+        self.pooled = nn.Parameter(torch.randn(self.blocks, c, c) * scale)
+        self.head = nn.Linear(c, k)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self._geometry: dict[tuple, tuple] = {}
+
+    # ---------------------------------------------------------------- geometry of a supercell
+    def _relations(self, lattice: Lattice) -> tuple[Tensor, Tensor, Tensor | None]:
+        device = self.head.weight.device
+        key = (lattice.fingerprint, device)
+        if key not in self._geometry:
+            if lattice.species != self.species:
+                raise ValueError(
+                    f"the network was made for species {self.species}, the lattice has "
+                    f"{lattice.species}"
+                )
+            counts = lattice.relation_matrices(self.shells)
+            if not counts.any():
+                raise ValueError(
+                    "no neighbours at the distances the network was made for "
+                    f"({[s[2] for s in self.shells]} angstrom); the lattice has another parent"
+                )
+            degree = np.maximum(counts.sum(2).max(1), 1.0)
+            n = lattice.n_sites
+            joint = torch.tensor(
+                (counts / np.sqrt(degree)[:, None, None]).transpose(1, 0, 2).reshape(n, -1),
+                device=device,
+            )
+            share = torch.tensor((counts / degree[:, None, None]).reshape(-1, n), device=device)
+            sublattice = None
+            if self.n_sublattices > 1:
+                onehot = np.eye(self.n_sublattices, dtype=np.float32)[lattice.sublattices]
+                sublattice = torch.tensor(onehot, device=device)
+            self._geometry[key] = (joint, share, sublattice)
+        return self._geometry[key]
+
+    # ---------------------------------------------------------------- forward
+    def forward(self, c: Configurations, fields: Tensor | None) -> Tensor:
+        """Logits, shape (batch, sites, species); see the class for the formula.
+
+        Raises
+        ------
+        ValueError
+            If fields are needed and absent, or the lattice has another parent.
+        """
+        if self.needs_fields and fields is None:
+            raise ValueError(
+                "this network was made with needs_fields=True; hand it the ensemble's fields"
+            )
+        if not self.needs_fields:
+            fields = None
+        joint, share, sublattice = self._relations(c.lattice)
+        n, b, width = c.lattice.n_sites, len(c), self.channels
+        g = self.film(global_features(c, self.box)).view(b, self.blocks + 1, 2, width)
+        h = self.inlet(site_features(c, fields, share, sublattice))
+        for k in range(self.blocks):
+            u = nn.functional.silu(torch.addcmul(g[:, k, 1], h, 1 + g[:, k, 0]))
+            flat = u.reshape(n * b, width)
+            h = h + (u.mean(0) @ self.pooled[k]) + (flat @ self.weights[k, 0]).view(n, b, width)
+            messages = torch.matmul(flat, self.weights[k, 1:]).view(-1, b * width)
+            h = h + (joint @ messages).view(n, b, width)
+        u = nn.functional.silu(torch.addcmul(g[:, -1, 1], h, 1 + g[:, -1, 0]))
+        logits = self.head(u).transpose(0, 1)
+        if fields is not None:
+            fraction = c.known.sum(1).to(torch.float32) / n
+            logits = logits + fields * fraction[:, None, None] ** 3
+        return logits
+
+    # ---------------------------------------------------------------- saving
+    def config(self) -> dict:
+        """JSON-ready arguments that rebuild the network."""
+        return {
+            "class": type(self).__name__,
+            "shells": self.shells,
+            "species": list(self.species),
+            "n_sublattices": self.n_sublattices,
+            "box": self.box.to_dict(),
+            "channels": self.channels,
+            "blocks": self.blocks,
+            "needs_fields": self.needs_fields,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> LatticeConvolution:
+        """Rebuild from :meth:`config` without ``class``."""
+        out = cls.__new__(cls)
+        config = dict(config)
+        config["box"] = ConditionRange.from_dict(config["box"])
+        out._setup(**config)
+        return out

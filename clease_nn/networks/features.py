@@ -1,0 +1,91 @@
+"""Inputs of the networks: what a site sees and what the whole configuration sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clease_nn.conditions import ConditionRange
+from clease_nn.configurations import Configurations
+
+__all__ = ["global_features", "n_global_features", "n_site_features", "site_features"]
+
+
+def n_global_features(n_species: int) -> int:
+    """Length of a row of :func:`global_features`."""
+    return 3 + 7 * n_species
+
+
+def global_features(c: Configurations, box: ConditionRange) -> Tensor:
+    """Conditions and totals of the known sites, shape (batch, 3 + 7 * species), float32.
+
+    Temperature and mu scaled by the trained box, beta*mu, fraction and mean occupation of the
+    known sites, and functions of N*beta*mu and of the known excess that stay sharp where two
+    phases of a finite cell balance (the window in mu is about kT/N wide).
+    """
+    cond = c.conditions
+    n = c.lattice.n_sites
+    t_low, t_high = box.temperature
+    beta = t_low / cond.temperature
+    log_t = torch.log(cond.temperature / t_low) / max(
+        torch.log(torch.tensor(t_high / t_low)).item(), 1e-3
+    )
+    mu = cond.relative_mu()
+    scale = max(
+        float(abs(box.axes * box.high[:, None]).max()),
+        float(abs(box.axes * box.low[:, None]).max()),
+        1e-6,
+    )
+    beta_mu = mu * cond.beta[:, None]
+    known = c.known.sum(1, keepdim=True).to(torch.float64)
+    counts = c.counts()
+    excess = counts - known / c.lattice.n_species
+    columns = [
+        beta[:, None],
+        log_t[:, None],
+        known / n,
+        mu / scale,
+        torch.asinh(beta_mu),
+        counts / n,
+        torch.tanh(n * beta_mu),
+        torch.tanh(n * beta_mu / 6),
+        torch.tanh(excess / 2),
+        torch.tanh(excess / 10),
+    ]
+    return torch.cat(columns, 1).to(torch.float32)
+
+
+def n_site_features(n_species: int, n_shells: int, n_sublattices: int, needs_fields: bool) -> int:
+    """Width of :func:`site_features`."""
+    extra = n_sublattices if n_sublattices > 1 else 0
+    return n_species + 1 + n_shells + extra + (2 * n_species if needs_fields else 0)
+
+
+def site_features(
+    c: Configurations, fields: Tensor | None, share: Tensor, sublattice: Tensor | None
+) -> Tensor:
+    """What each site sees, shape (sites, batch, features), float32.
+
+    Parameters
+    ----------
+    fields : Tensor (batch, sites, species) or None
+        In units of kT; squashed here.
+    share : Tensor, shape (shells * sites, sites)
+        Normalised relation matrices: the share of known neighbours is one product with them.
+    sublattice : Tensor, shape (sites, sublattices), or None
+        One-hot sublattice of each site, where there are several.
+    """
+    occ = c.occupations.T
+    sites, batch = occ.shape
+    species = torch.arange(c.lattice.n_species, device=occ.device)
+    onehot = (occ[:, :, None] == species).to(torch.float32)
+    known = onehot.sum(-1)
+    columns = [onehot, known[:, :, None]]
+    if len(share):
+        columns.append((share @ known).view(-1, sites, batch).permute(1, 2, 0))
+    if sublattice is not None:
+        columns.append(sublattice[:, None, :].expand(-1, batch, -1))
+    if fields is not None:
+        f = fields.transpose(0, 1)
+        columns += [torch.tanh(f / 2), torch.asinh(f / 2) / 3]
+    return torch.cat(columns, -1)
