@@ -1,0 +1,13 @@
+"""CLEASE as a host: its expansions as fast energies, its chemical potentials as ours."""
+
+from clease_nn.hosts.clease.chemical_potentials import axes, chem_pot_from_mu, mu_from_chem_pot
+from clease_nn.hosts.clease.extraction import energy, lattice, parent_fingerprint
+
+__all__ = [
+    "axes",
+    "chem_pot_from_mu",
+    "energy",
+    "lattice",
+    "mu_from_chem_pot",
+    "parent_fingerprint",
+]

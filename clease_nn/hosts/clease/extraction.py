@@ -1,0 +1,287 @@
+"""Read a CLEASE calculator: its lattice and its cluster expansion as flat tables.
+
+CLEASE gives the energy ``len(atoms) * sum_name ECI[name] * CF[name]``. The correlation function
+of a cluster is the mean over all (atom, figure) pairs of the product of site functions, averaged
+over equivalent decorations; that of a singlet is the mean over all sites that are not background.
+Only public attributes of the settings are read, and the settings are left as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from ase import Atoms
+
+from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
+from clease_nn.energies.tables import ClusterTables
+from clease_nn.lattice import Lattice
+
+__all__ = ["energy", "lattice", "parent_fingerprint"]
+
+
+def lattice(atoms: Atoms) -> Lattice:
+    """Lattice of an Atoms object that has a Clease calculator.
+
+    Active sites are those whose basis offers more than one species; species are in alphabetical
+    order; sublattices are the crystallographic ones of the CLEASE settings. The template is
+    periodic in all directions, as CLEASE wraps its clusters.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With a ``clease.calculator.Clease`` calculator attached.
+
+    Raises
+    ------
+    TypeError
+        If ``atoms`` is not an Atoms object or has no Clease calculator.
+    ValueError
+        If an atom carries a species that the settings do not allow there.
+    """
+    settings = _settings_for(atoms)
+    basis = _basis_of_atoms(settings)
+    symbols = atoms.get_chemical_symbols()
+    for i, symbol in enumerate(symbols):
+        elements = settings.basis_elements[basis[i]]
+        if symbol not in elements:
+            known = sorted(set(settings.all_elements))
+            reason = "" if symbol in known else f"; the CLEASE settings know only {known}"
+            raise ValueError(
+                f"atom {i} is {symbol}, but this site may carry only {list(elements)}{reason}"
+            )
+    sites = np.array(settings.non_background_indices, dtype=np.int64)
+    if len(sites) == 0:
+        raise ValueError("the CLEASE settings have background sites only; nothing can vary")
+    species = sorted({s for i in sites for s in settings.basis_elements[basis[i]]})
+    allowed = np.array([[s in settings.basis_elements[basis[i]] for s in species] for i in sites])
+    template = Atoms(
+        symbols, positions=atoms.positions, cell=atoms.cell, tags=settings.atoms.get_tags()
+    )
+    template.pbc = True
+    return Lattice(template, sites, species, allowed, _sublattice_of_atoms(settings)[sites])
+
+
+def energy(atoms: Atoms, eci: Mapping[str, float] | None = None) -> ClusterExpansionEnergy:
+    """Cluster expansion of an Atoms object that has a Clease calculator.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With a ``clease.calculator.Clease`` calculator attached.
+    eci : mapping of str to float, optional
+        ECIs in eV per atom. Default: those of the calculator, as they are now. Give the bare
+        ones here where a CLEASE sampler has folded a chemical potential into the calculator's.
+
+    Returns
+    -------
+    ClusterExpansionEnergy
+        For ``lattice(atoms)``; ``metadata`` has ``parent`` (:func:`parent_fingerprint`) and
+        ``eci``.
+
+    Raises
+    ------
+    TypeError
+        If ``atoms`` is not an Atoms object or has no Clease calculator.
+    ValueError
+        If an ECI is not finite or names a cluster that the settings do not have.
+    """
+    host = lattice(atoms)
+    settings = _settings_for(atoms)
+    eci = _checked_eci(atoms, settings, eci)
+    terms = _Terms(settings, host)
+    terms.add(eci)
+    tables = ClusterTables.from_terms(host.n_sites, terms.functions, terms.terms, terms.constant)
+    return ClusterExpansionEnergy(tables, {"parent": parent_fingerprint(atoms, eci), "eci": eci})
+
+
+def parent_fingerprint(atoms: Atoms, eci: Mapping[str, float] | None = None) -> str:
+    """Hash of the ECIs and the parent settings, the same for every supercell.
+
+    It covers the ECIs (eV, rounded to 1e-12), the primitive cell, the basis functions with their
+    values, names and diameters of the clusters, and the elements of every basis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`energy`.
+    """
+    settings = _settings_for(atoms)
+    eci = _checked_eci(atoms, settings, eci)
+    h = hashlib.sha256()
+
+    def put(*parts):
+        for part in parts:
+            if isinstance(part, np.ndarray):
+                part = (np.round(part.astype(float), 6) + 0.0).tobytes()
+            h.update(part if isinstance(part, bytes) else f"{part}|".encode())
+
+    put(*[f"{name}={eci[name]:.12f}" for name in sorted(eci)])
+    primitive = settings.prim_cell
+    put(np.array(primitive.cell), primitive.positions, primitive.get_tags())
+    put(*primitive.get_chemical_symbols())
+    put(settings.basis_func_type.name, bool(settings.include_background_atoms))
+    for function in settings.basis_functions:
+        put(*sorted(function), np.array([function[s] for s in sorted(function)]))
+    clusters = {(c.name, c.group, round(float(c.diameter), 4)) for c in settings.cluster_list}
+    put(*sorted(clusters))
+    put(*[sorted(elements) for elements in settings.basis_elements])
+    return h.hexdigest()[:16]
+
+
+class _Terms:
+    """Collects the terms of all correlation functions, in units of eV per supercell."""
+
+    def __init__(self, settings, host: Lattice):
+        self.settings = settings
+        self.n_atoms = len(settings.atoms)
+        self.n_sites = host.n_sites
+        names = settings.basis_functions
+        # a species that only background atoms carry has no value on active sites, and conversely
+        self.functions = [[f.get(s, 0.0) for s in host.species] for f in names]
+        symbols = host.template.get_chemical_symbols()
+        self.on_atom = np.array([[f.get(s, 0.0) for s in symbols] for f in names])
+        self.site_of = np.full(self.n_atoms, -1)
+        self.site_of[host.site_indices] = np.arange(host.n_sites)
+        self.groups = settings.index_by_sublattice
+        self.clusters = {(c.name, c.group): c for c in settings.cluster_list}
+        self._translation: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.terms: list[tuple[float, list[tuple[int, int]]]] = []
+        self.constant = 0.0
+
+    def add(self, eci: Mapping[str, float]) -> None:
+        constants = []
+        for name, value in eci.items():
+            if value == 0.0:
+                continue
+            if name == "c0":
+                constants.append(value * self.n_atoms)
+            elif name.startswith("c1_"):
+                function = int(name.removeprefix("c1_"))
+                weight = value * self.n_atoms / self.n_sites
+                self.terms += [(weight, [(s, function)]) for s in range(self.n_sites)]
+            else:
+                self._cluster(name, value)
+        self.constant = math.fsum(constants)
+
+    def _cluster(self, name: str, value: float) -> None:
+        prefix, _, digits = name.rpartition("_")
+        decoration = [int(d) for d in digits]
+        parts = []
+        n_figures = 0
+        for group, atoms in enumerate(self.groups):
+            cluster = self.clusters.get((prefix, group))
+            if cluster is None:
+                continue
+            figures = np.array(cluster.indices, dtype=np.int64).reshape(-1, cluster.size)
+            sites = self._translated(atoms, figures)
+            n_figures += len(sites)
+            decorations = cluster.equiv_deco(decoration)
+            parts += [(sites, np.array(d), 1.0 / len(decorations)) for d in decorations]
+        n_functions = len(self.functions)
+        rows, factors = [], []
+        for atoms, functions, share in parts:
+            site = self.site_of[atoms]
+            active = site >= 0
+            background = np.where(active, 1.0, self.on_atom[functions, atoms])
+            rows.append(np.sort(np.where(active, site * n_functions + functions, -1), axis=1))
+            factors.append(share * background.prod(1))
+        rows, inverse = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+        sums = np.bincount(inverse.ravel(), np.concatenate(factors), minlength=len(rows))
+        weight = value * self.n_atoms / n_figures
+        for row, total in zip(rows.tolist(), sums.tolist(), strict=True):
+            entries = [divmod(variable, n_functions) for variable in row if variable >= 0]
+            self.terms.append((weight * total, entries))
+
+    def _translated(self, atoms: list[int], figures: np.ndarray) -> np.ndarray:
+        """(atoms * figures, size) atom indices of all copies of the figures."""
+        out = np.empty((len(atoms), *figures.shape), dtype=np.int64)
+        for k, atom in enumerate(atoms):
+            if atom not in self._translation:
+                row = self.settings.trans_matrix[atom]
+                keys = np.fromiter(row.keys(), np.int64, len(row))
+                lookup = np.full(self.n_atoms, -1)
+                lookup[keys] = np.fromiter(row.values(), np.int64, len(row))
+                self._translation[atom] = lookup
+            out[k] = self._translation[atom][figures]
+        return out.reshape(-1, figures.shape[1])
+
+
+# ---------------------------------------------------------------------- reading CLEASE
+def _settings_for(atoms: Atoms):
+    """The settings of the calculator with ``atoms`` as active template (a copy if need be)."""
+    from clease.calculator import Clease
+    from clease.calculator.clease_vol_dep import CleaseVolDep
+
+    if not isinstance(atoms, Atoms):
+        raise TypeError(f"atoms must be an ase.Atoms object, got {type(atoms).__name__}")
+    remedy = (
+        "attach one with clease.calculator.attach_calculator(settings, atoms, eci); energies "
+        "other than a CLEASE expansion enter as any callable energy(lattice, occupations)"
+    )
+    calculator = atoms.calc
+    if calculator is None:
+        raise TypeError(f"atoms has no calculator; {remedy}")
+    if not isinstance(calculator, Clease):
+        raise TypeError(
+            f"the calculator must be clease.calculator.Clease, got {type(calculator).__name__}; "
+            f"{remedy}"
+        )
+    if isinstance(calculator, CleaseVolDep):
+        raise TypeError(
+            "CleaseVolDep makes the energy depend on the volume and is not a plain cluster "
+            f"expansion; {remedy}"
+        )
+    settings = calculator.settings
+    if _matches(settings.atoms, atoms):
+        return settings
+    # another supercell has become the settings' template since; look at ours in a copy
+    settings = copy.copy(settings)
+    settings.atoms_mng = copy.copy(settings.atoms_mng)
+    settings.set_active_template(atoms=atoms)
+    if not _matches(settings.atoms, atoms):
+        raise ValueError(
+            "the atoms are not in the order CLEASE uses; build them with "
+            "clease.calculator.attach_calculator, which sorts them"
+        )
+    return settings
+
+
+def _matches(template: Atoms, atoms: Atoms) -> bool:
+    return (
+        len(template) == len(atoms)
+        and np.allclose(template.cell, atoms.cell)
+        and np.allclose(template.positions, atoms.positions)
+    )
+
+
+def _basis_of_atoms(settings) -> np.ndarray:
+    basis = np.empty(len(settings.atoms), dtype=np.int64)
+    for k, indices in enumerate(settings.index_by_basis):
+        basis[indices] = k
+    return basis
+
+
+def _sublattice_of_atoms(settings) -> np.ndarray:
+    sublattice = np.empty(len(settings.atoms), dtype=np.int64)
+    for k, indices in enumerate(settings.index_by_sublattice):
+        sublattice[indices] = k
+    return sublattice
+
+
+def _checked_eci(atoms: Atoms, settings, eci: Mapping[str, float] | None) -> dict[str, float]:
+    eci = {str(k): float(v) for k, v in (atoms.calc.eci if eci is None else eci).items()}
+    bad = [name for name, value in eci.items() if not math.isfinite(value)]
+    if bad:
+        raise ValueError(f"ECIs must be finite, got {bad[0]} = {eci[bad[0]]} eV")
+    unknown = sorted(set(eci) - set(settings.all_cf_names))
+    if unknown:
+        raise ValueError(
+            f"the CLEASE settings have no cluster {unknown[0]!r} ({len(unknown)} of {len(eci)} "
+            "ECIs are unknown); use the settings that the ECIs were fitted with (same "
+            "max_cluster_dia and basis functions)"
+        )
+    return eci
