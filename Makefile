@@ -1,0 +1,59 @@
+# `make demo` and `make test` work in a fresh clone with nothing but python3 (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+SETUP := $(VENV)/.installed
+SETUP_DOCS := $(VENV)/.installed-docs
+EXAMPLES := $(filter-out examples/_%,$(wildcard examples/*.py))
+BENCHMARKS := $(filter-out examples/benchmarks/_%,$(wildcard examples/benchmarks/*.py))
+
+.PHONY: demo test test-slow docs lint format examples benchmarks setup clean
+
+demo: $(SETUP)
+	$(BIN)/clease-nn demo
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+test-slow: $(SETUP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(SETUP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# every script in its short mode
+examples: $(SETUP)
+	@set -e; for script in $(EXAMPLES) $(BENCHMARKS); do \
+	    echo "== $$script --short"; $(BIN)/python $$script --short; done
+
+# every figure of docs/benchmarks.md: hours on two cores
+benchmarks: $(SETUP)
+	@set -e; for script in $(BENCHMARKS); do \
+	    echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(SETUP_DOCS)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+setup: $(SETUP)
+
+# torch first and alone, so that nothing else can pull another build of it
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)"
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(SETUP_DOCS): $(SETUP)
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) docs/_build docs/api build dist *.egg-info
