@@ -18,6 +18,7 @@ from clease_nn.networks.features import (
     n_site_features,
     site_features,
 )
+from clease_nn.networks.neighbours import Neighbours
 
 __all__ = ["LatticeConvolution"]
 
@@ -76,8 +77,11 @@ class LatticeConvolution(AbstractNetwork):
                 f"channels, blocks and n_shells must be positive, got {channels}, {blocks}, "
                 f"{n_shells}"
             )
+        shells = lattice.pair_shells(n_shells)
+        counts = lattice.relation_matrices(shells)
         self._setup(
-            lattice.pair_shells(n_shells),
+            shells,
+            counts.sum(2).max(1).astype(int).tolist(),
             lattice.species,
             len(np.unique(lattice.sublattices)),
             box,
@@ -86,9 +90,10 @@ class LatticeConvolution(AbstractNetwork):
             needs_fields,
         )
 
-    def _setup(self, shells, species, n_sublattices, box, channels, blocks, needs_fields):
+    def _setup(self, shells, degrees, species, n_sublattices, box, channels, blocks, needs_fields):
         super().__init__()
         self.shells = [(int(a), int(b), float(d)) for a, b, d in shells]
+        self.degrees = [int(d) for d in degrees]
         self.species = tuple(species)
         self.n_sublattices = int(n_sublattices)
         self.box = box
@@ -105,16 +110,19 @@ class LatticeConvolution(AbstractNetwork):
             nn.SiLU(),
             nn.Linear(hidden, (self.blocks + 1) * 2 * c),
         )
-        scale = 1.0 / math.sqrt(c * (s + 1) * self.blocks)
-        self.weights = nn.Parameter(torch.randn(self.blocks, s + 1, c, c) * scale)
-        self.pooled = nn.Parameter(torch.randn(self.blocks, c, c) * scale)
+        # a sum over d neighbours is scaled by 1 / sqrt(d): every shell starts equally strong
+        scale = torch.tensor([1.0, *(1.0 / math.sqrt(max(d, 1)) for d in self.degrees)])
+        self.register_buffer("shell_scale", scale[:, None, None], persistent=False)
+        spread = 1.0 / math.sqrt(c * (s + 1) * self.blocks)
+        self.weights = nn.Parameter(torch.randn(self.blocks, s + 1, c, c) * spread)
+        self.pooled = nn.Parameter(torch.randn(self.blocks, c, c) * spread)
         self.head = nn.Linear(c, k)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self._geometry: dict[tuple, tuple] = {}
 
     # ---------------------------------------------------------------- geometry of a supercell
-    def _relations(self, lattice: Lattice) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _relations(self, lattice: Lattice) -> tuple[Neighbours, Tensor, Tensor | None]:
         device = self.head.weight.device
         key = (lattice.fingerprint, device)
         if key not in self._geometry:
@@ -129,18 +137,15 @@ class LatticeConvolution(AbstractNetwork):
                     "no neighbours at the distances the network was made for "
                     f"({[s[2] for s in self.shells]} angstrom); the lattice has another parent"
                 )
-            degree = np.maximum(counts.sum(2).max(1), 1.0)
-            n = lattice.n_sites
-            joint = torch.tensor(
-                (counts / np.sqrt(degree)[:, None, None]).transpose(1, 0, 2).reshape(n, -1),
-                device=device,
-            )
-            share = torch.tensor((counts / degree[:, None, None]).reshape(-1, n), device=device)
+            degree = np.maximum(np.array(self.degrees), 1)[:, None, None]
+            share = torch.tensor((counts / degree).reshape(-1, lattice.n_sites), device=device)
+            share = share.to(torch.float32)
+            itself = np.eye(lattice.n_sites, dtype=counts.dtype)[None]
             sublattice = None
             if self.n_sublattices > 1:
                 onehot = np.eye(self.n_sublattices, dtype=np.float32)[lattice.sublattices]
                 sublattice = torch.tensor(onehot, device=device)
-            self._geometry[key] = (joint, share, sublattice)
+            self._geometry[key] = (Neighbours(np.concatenate([itself, counts])), share, sublattice)
         return self._geometry[key]
 
     # ---------------------------------------------------------------- forward
@@ -158,18 +163,18 @@ class LatticeConvolution(AbstractNetwork):
             )
         if not self.needs_fields:
             fields = None
-        joint, share, sublattice = self._relations(c.lattice)
+        neighbours, share, sublattice = self._relations(c.lattice)
         n, b, width = c.lattice.n_sites, len(c), self.channels
-        g = self.film(global_features(c, self.box)).view(b, self.blocks + 1, 2, width)
+        g = self.film(global_features(c, self.box)).view(b, self.blocks + 1, 2, 1, width)
         h = self.inlet(site_features(c, fields, share, sublattice))
+        weights = (self.weights * self.shell_scale).view(self.blocks, -1, width)
         for k in range(self.blocks):
             u = nn.functional.silu(torch.addcmul(g[:, k, 1], h, 1 + g[:, k, 0]))
-            flat = u.reshape(n * b, width)
-            h = h + (u.mean(0) @ self.pooled[k]) + (flat @ self.weights[k, 0]).view(n, b, width)
-            messages = torch.matmul(flat, self.weights[k, 1:]).view(-1, b * width)
-            h = h + (joint @ messages).view(n, b, width)
+            z = neighbours(u).view(n * b, -1)
+            pooled = (u.mean(1) @ self.pooled[k])[:, None]
+            h = h + pooled + (z @ weights[k]).view(b, n, width)
         u = nn.functional.silu(torch.addcmul(g[:, -1, 1], h, 1 + g[:, -1, 0]))
-        logits = self.head(u).transpose(0, 1)
+        logits = self.head(u)
         if fields is not None:
             fraction = c.known.sum(1).to(torch.float32) / n
             logits = logits + fields * fraction[:, None, None] ** 3
@@ -181,6 +186,7 @@ class LatticeConvolution(AbstractNetwork):
         return {
             "class": type(self).__name__,
             "shells": self.shells,
+            "degrees": self.degrees,
             "species": list(self.species),
             "n_sublattices": self.n_sublattices,
             "box": self.box.to_dict(),

@@ -64,7 +64,7 @@ def n_site_features(n_species: int, n_shells: int, n_sublattices: int, needs_fie
 def site_features(
     c: Configurations, fields: Tensor | None, share: Tensor, sublattice: Tensor | None
 ) -> Tensor:
-    """What each site sees, shape (sites, batch, features), float32.
+    """What each site sees, shape (batch, sites, features), float32.
 
     Parameters
     ----------
@@ -75,17 +75,15 @@ def site_features(
     sublattice : Tensor, shape (sites, sublattices), or None
         One-hot sublattice of each site, where there are several.
     """
-    occ = c.occupations.T
-    sites, batch = occ.shape
+    occ = c.occupations
+    batch, sites = occ.shape
     species = torch.arange(c.lattice.n_species, device=occ.device)
     onehot = (occ[:, :, None] == species).to(torch.float32)
     known = onehot.sum(-1)
     columns = [onehot, known[:, :, None]]
-    if len(share):
-        columns.append((share @ known).view(-1, sites, batch).permute(1, 2, 0))
+    columns.append((known @ share.T).view(batch, -1, sites).transpose(1, 2))
     if sublattice is not None:
-        columns.append(sublattice[:, None, :].expand(-1, batch, -1))
+        columns.append(sublattice[None].expand(batch, -1, -1))
     if fields is not None:
-        f = fields.transpose(0, 1)
-        columns += [torch.tanh(f / 2), torch.asinh(f / 2) / 3]
+        columns += [torch.tanh(fields / 2), torch.asinh(fields / 2) / 3]
     return torch.cat(columns, -1)
