@@ -84,7 +84,7 @@ class ClusterExpansionEnergy:
             self._check(lattice, occupations, unknown=False)
             return self._torch_backend(occupations.device).energies(occupations)
         out = np.empty(len(occupations))
-        if kernels.energies(occupations.numpy(), self._program, self._depth, out):
+        if not kernels.energies(occupations.numpy(), self._program, self._depth, out):
             self._check(lattice, occupations, unknown=False)
         return torch.from_numpy(out)
 
@@ -107,7 +107,7 @@ class ClusterExpansionEnergy:
             allowed = torch.tensor(lattice.allowed, device=local.device)
             return torch.where(allowed, local - now, torch.inf)
         out = np.empty((*occupations.shape, lattice.n_species))
-        if kernels.flips(occupations.numpy(), self._program, self._depth, out):
+        if not kernels.flips(occupations.numpy(), self._program, self._depth, out):
             self._check(lattice, occupations, unknown=False)
         return torch.from_numpy(out)
 
@@ -131,7 +131,7 @@ class ClusterExpansionEnergy:
             allowed = torch.tensor(lattice.allowed, device=local.device)
             return torch.where(allowed, local, 0.0)
         out = np.empty((*occupations.shape, lattice.n_species))
-        if kernels.fields(occupations.numpy(), self._program, self._depth, out):
+        if not kernels.fields(occupations.numpy(), self._program, self._depth, out):
             self._check(lattice, occupations, unknown=True)
         return torch.from_numpy(out)
 

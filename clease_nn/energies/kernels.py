@@ -10,27 +10,19 @@ at most once in a term, that derivative yields every single-site change exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from clease_nn.compiled import njit
+from clease_nn.energies import vectors
 from clease_nn.energies.tables import ClusterTables
 
-__all__ = ["LANES", "Program", "build_program", "compiled", "energies", "fields", "flips"]
+__all__ = ["Program", "build_program", "energies", "fields", "flips"]
 
-LANES = 64
-"""Configurations evaluated side by side."""
-
-
-def compiled(function: Callable) -> Callable:
-    """``numba.njit`` with the machine code kept on disk where some cache folder is writable."""
-    options = {"fastmath": {"contract", "nsz"}, "nogil": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # a read-only install without a writable user cache
-        return njit(**options)(function)
+_LANES = np.uint64(vectors.LANES)
+_ONE = np.uint64(1)
+_TOP = np.uint64(0)
 
 
 class Program(NamedTuple):
@@ -123,246 +115,183 @@ def build_program(tables: ClusterTables, allowed: np.ndarray) -> Program:
     )
 
 
-@compiled
-def _load(occupations, begin, count, forbidden, site, values, species, v):
-    """Transpose one block into ``species`` (sites, 64) and fill ``v`` (V, 64); count bad sites.
+@njit
+def _load(occupations, begin, count, program, species, v):
+    """Transpose one block into ``species`` (sites, 64) and ``v`` (V, 64).
 
-    Unknown sites become species index K (the mean); impossible ones are counted and become 0.
+    Unknown sites become species index K (the mean). Returns the numbers of impossible and of
+    unknown sites.
     """
-    n_sites = np.uint64(forbidden.shape[0])
-    width = np.uint64(forbidden.shape[1])
-    lanes = np.uint64(64)
-    bad = np.uint64(0)
-    flat_forbidden = forbidden.ravel()
-    flat_values = values.ravel()
-    for b in range(lanes):
-        row = occupations[begin + min(b, count - np.uint64(1))]
+    n_sites = np.uint64(program.forbidden.shape[0])
+    width = np.uint64(program.forbidden.shape[1])
+    forbidden = program.forbidden.ravel()
+    values = program.values.ravel()
+    mean = np.int64(width) - 1
+    impossible = np.uint64(0)
+    unknown = np.uint64(0)
+    for b in range(_LANES):
+        row = occupations[begin + min(b, count - _ONE)]
         for s in range(n_sites):
             a = np.int64(row[s])
             if a == -1:
-                a = np.int64(width) - 1
-            elif a < 0 or a >= np.int64(width) - 1:
-                bad += np.uint64(1)
+                a = mean
+                unknown += _ONE
+            elif a < 0 or a >= mean:
                 a = 0
-            bad += np.uint64(flat_forbidden[s * width + np.uint64(a)])
-            species[s * lanes + b] = np.uint8(a)
-    for k in range(np.uint64(len(site))):
-        base = site[k] * lanes
-        for b in range(lanes):
-            v[k * lanes + b] = flat_values[k * width + np.uint64(species[base + b])]
-    return bad
+                impossible += _ONE
+            impossible += np.uint64(forbidden[s * width + np.uint64(a)])
+            species[s * _LANES + b] = np.uint8(a)
+    for k in range(np.uint64(len(program.site))):
+        base = program.site[k] * _LANES
+        for b in range(_LANES):
+            v[k * _LANES + b] = values[k * width + np.uint64(species[base + b])]
+    return impossible, unknown
 
 
-@compiled
-def _entry_sums(start, stop, entry, coefficient, v, total):
-    """``total[b] = sum of coefficient * v[entry, b]`` over one node's entries."""
-    lanes = np.uint64(64)
-    one = np.uint64(1)
-    for b in range(lanes):
-        total[b] = 0.0
-    e = start
-    while e + np.uint64(8) <= stop:
-        c0, c1, c2, c3 = coefficient[e], coefficient[e + 1], coefficient[e + 2], coefficient[e + 3]
-        c4, c5 = coefficient[e + 4], coefficient[e + 5]
-        c6, c7 = coefficient[e + 6], coefficient[e + 7]
-        i0, i1 = entry[e] * lanes, entry[e + one] * lanes
-        i2, i3 = entry[e + np.uint64(2)] * lanes, entry[e + np.uint64(3)] * lanes
-        i4, i5 = entry[e + np.uint64(4)] * lanes, entry[e + np.uint64(5)] * lanes
-        i6, i7 = entry[e + np.uint64(6)] * lanes, entry[e + np.uint64(7)] * lanes
-        for b in range(lanes):
-            low = c0 * v[i0 + b] + c1 * v[i1 + b] + c2 * v[i2 + b] + c3 * v[i3 + b]
-            high = c4 * v[i4 + b] + c5 * v[i5 + b] + c6 * v[i6 + b] + c7 * v[i7 + b]
-            total[b] += low + high
-        e += np.uint64(8)
-    while e + np.uint64(2) <= stop:
-        c0, c1 = coefficient[e], coefficient[e + one]
-        i0, i1 = entry[e] * lanes, entry[e + one] * lanes
-        for b in range(lanes):
-            total[b] += c0 * v[i0 + b] + c1 * v[i1 + b]
-        e += np.uint64(2)
-    if e < stop:
-        c0 = coefficient[e]
-        i0 = entry[e] * lanes
-        for b in range(lanes):
-            total[b] += c0 * v[i0 + b]
-
-
-@compiled
+@njit
 def energies(occupations, program, max_depth, out):
-    """Energies into ``out`` (batch,); returns the number of impossible or unknown sites."""
-    depth, node, start, entry, coefficient, values, site, first, forbidden, constant = program
-    lanes = np.uint64(64)
-    one = np.uint64(1)
+    """Energies into ``out`` (batch,); False if a site is unknown or impossible."""
     batch = np.uint64(len(occupations))
-    n_sites = np.uint64(forbidden.shape[0])
-    unknown = np.uint8(forbidden.shape[1] - 1)
-    species = np.empty(n_sites * lanes, dtype=np.uint8)
-    v = np.empty(np.uint64(len(site)) * lanes)
-    product = np.ones(np.uint64(max_depth + 1) * lanes)
-    total = np.empty(64)
-    energy = np.empty(64)
-    bad = np.uint64(0)
+    n_nodes = np.uint64(len(program.depth))
+    species = np.empty(np.uint64(program.forbidden.shape[0]) * _LANES, dtype=np.uint8)
+    v = np.empty(np.uint64(len(program.site)) * _LANES)
+    running = np.ones(np.uint64(max_depth + 1) * _LANES)
+    total = np.empty(_LANES)
+    energy = np.empty(_LANES)
     begin = np.uint64(0)
     while begin < batch:
-        count = min(lanes, batch - begin)
-        bad += _load(occupations, begin, count, forbidden, site, values, species, v)
-        for k in range(n_sites * lanes):
-            bad += np.uint64(species[k] == unknown)
-        for b in range(lanes):
-            energy[b] = constant
-        for i in range(np.uint64(len(depth))):
-            d = depth[i] * lanes
+        count = min(_LANES, batch - begin)
+        impossible, unknown = _load(occupations, begin, count, program, species, v)
+        if impossible or unknown:
+            return False
+        energy[:] = program.constant
+        for i in range(n_nodes):
+            d = program.depth[i] * _LANES
             if d:
-                x = node[i] * lanes
-                for b in range(lanes):
-                    product[d + b] = product[d - lanes + b] * v[x + b]
-            _entry_sums(start[i], start[i + one], entry, coefficient, v, total)
-            for b in range(lanes):
-                energy[b] += product[d + b] * total[b]
+                vectors.product(running, d, running, d - _LANES, v, program.node[i] * _LANES)
+            vectors.weighted_sum(
+                program.start[i],
+                program.start[i + _ONE],
+                program.entry,
+                program.coefficient,
+                v,
+                total,
+                _TOP,
+            )
+            vectors.add_product(energy, _TOP, running, d, total, _TOP)
         for b in range(count):
             out[begin + b] = energy[b]
-        begin += lanes
-    return bad
+        begin += _LANES
+    return True
 
 
-@compiled
-def _close(k, prefix, product, adjoint, v, gradient):
+@njit
+def _close(k, prefix, running, adjoint, v, gradient):
     """Finish the open node at depth ``k``: hand its adjoint to its variable and its parent."""
-    lanes = np.uint64(64)
-    x = prefix[k] * lanes
-    d = k * lanes
-    for b in range(lanes):
-        gradient[x + b] += product[d - lanes + b] * adjoint[d + b]
-    for b in range(lanes):
-        adjoint[d - lanes + b] += v[x + b] * adjoint[d + b]
+    x = prefix[k] * _LANES
+    d = k * _LANES
+    vectors.add_product(gradient, x, running, d - _LANES, adjoint, d)
+    vectors.add_product(adjoint, d - _LANES, v, x, adjoint, d)
 
 
-@compiled
-def _gradient(program, product, adjoint, prefix, total, v, gradient):
-    """Derivative of the energy with respect to every variable, (V, 64)."""
-    depth, node, start, entry, coefficient, values, site, first, forbidden, constant = program
-    lanes = np.uint64(64)
-    one = np.uint64(1)
+@njit
+def _differentiate(program, running, adjoint, prefix, v, gradient):
+    """Derivative of the energy with respect to every variable, (V, 64).
+
+    Going down the trie the running products are formed and the entries served; coming back up,
+    a node's adjoint (the derivative with respect to its product) is complete.
+    """
     gradient[:] = 0.0
-    opened = np.uint64(0)  # deepest open node
-    for i in range(np.uint64(len(depth))):
-        level = depth[i]
+    opened = np.uint64(0)  # depth of the deepest open node
+    for i in range(np.uint64(len(program.depth))):
+        level = program.depth[i]
+        d = level * _LANES
         if level:
             while opened >= level:
-                _close(opened, prefix, product, adjoint, v, gradient)
-                opened -= one
-            x = node[i] * lanes
-            d = level * lanes
-            prefix[level] = node[i]
-            for b in range(lanes):
-                product[d + b] = product[d - lanes + b] * v[x + b]
-        d = level * lanes
+                _close(opened, prefix, running, adjoint, v, gradient)
+                opened -= _ONE
+            prefix[level] = program.node[i]
+            vectors.product(running, d, running, d - _LANES, v, program.node[i] * _LANES)
         opened = level
-        _entry_sums(start[i], start[i + one], entry, coefficient, v, total)
-        for b in range(lanes):
-            adjoint[d + b] = total[b]
-        for e in range(start[i], start[i + one]):
-            c = coefficient[e]
-            y = entry[e] * lanes
-            for b in range(lanes):
-                gradient[y + b] += c * product[d + b]
-    while opened >= one:
-        _close(opened, prefix, product, adjoint, v, gradient)
-        opened -= one
+        vectors.weighted_sum_and_spread(
+            program.start[i],
+            program.start[i + _ONE],
+            program.entry,
+            program.coefficient,
+            v,
+            adjoint,
+            d,
+            gradient,
+            running,
+            d,
+        )
+    while opened >= _ONE:
+        _close(opened, prefix, running, adjoint, v, gradient)
+        opened -= _ONE
 
 
-@compiled
-def _site_energies(s, first, width, values, gradient, local):
+@njit
+def _site_energies(s, program, gradient, local):
     """``local[a, b]``: energy of species ``a`` on site ``s`` from the terms with that site."""
-    lanes = np.uint64(64)
-    one = np.uint64(1)
-    flat_values = values.ravel()
-    for a in range(width - one):
-        for b in range(lanes):
-            local[a * lanes + b] = 0.0
-        for k in range(first[s], first[s + one]):
-            f = flat_values[k * width + a]
-            for b in range(lanes):
-                local[a * lanes + b] += f * gradient[k * lanes + b]
+    width = np.uint64(program.forbidden.shape[1])
+    values = program.values.ravel()
+    for a in range(width - _ONE):
+        for b in range(_LANES):
+            local[a * _LANES + b] = 0.0
+        for k in range(program.first[s], program.first[s + _ONE]):
+            f = values[k * width + a]
+            for b in range(_LANES):
+                local[a * _LANES + b] += f * gradient[k * _LANES + b]
 
 
-@compiled
-def flips(occupations, program, max_depth, out):
-    """Energy changes of all single-site changes into ``out`` (batch, sites, species).
-
-    Zero for the present species, +inf for species that are not allowed. Returns the number of
-    impossible or unknown sites.
-    """
-    depth, node, start, entry, coefficient, values, site, first, forbidden, constant = program
-    lanes = np.uint64(64)
+@njit
+def _sweep(occupations, program, max_depth, out, relative):
+    """Site energies of all blocks; ``relative`` to the present species, or as they are."""
     batch = np.uint64(len(occupations))
-    n_sites = np.uint64(forbidden.shape[0])
-    width = np.uint64(forbidden.shape[1])
-    one = np.uint64(1)
-    species = np.empty(n_sites * lanes, dtype=np.uint8)
-    v = np.empty(np.uint64(len(site)) * lanes)
-    gradient = np.empty(np.uint64(len(site)) * lanes)
-    product = np.ones(np.uint64(max_depth + 1) * lanes)
-    adjoint = np.empty(np.uint64(max_depth + 1) * lanes)
+    n_sites = np.uint64(program.forbidden.shape[0])
+    n_species = np.uint64(program.forbidden.shape[1] - 1)
+    species = np.empty(n_sites * _LANES, dtype=np.uint8)
+    v = np.empty(np.uint64(len(program.site)) * _LANES)
+    gradient = np.empty(np.uint64(len(program.site)) * _LANES)
+    running = np.ones(np.uint64(max_depth + 1) * _LANES)
+    adjoint = np.empty(np.uint64(max_depth + 1) * _LANES)
     prefix = np.zeros(max_depth + 1, dtype=np.uint64)
-    total = np.empty(64)
-    local = np.empty(width * lanes)
-    bad = np.uint64(0)
+    local = np.empty(n_species * _LANES)
     begin = np.uint64(0)
     while begin < batch:
-        count = min(lanes, batch - begin)
-        bad += _load(occupations, begin, count, forbidden, site, values, species, v)
-        for k in range(n_sites * lanes):
-            bad += np.uint64(species[k] == np.uint8(width - one))
-        if bad:
-            return bad
-        _gradient(program, product, adjoint, prefix, total, v, gradient)
+        count = min(_LANES, batch - begin)
+        impossible, unknown = _load(occupations, begin, count, program, species, v)
+        if impossible or (relative and unknown):
+            return False
+        _differentiate(program, running, adjoint, prefix, v, gradient)
         for s in range(n_sites):
-            _site_energies(s, first, width, values, gradient, local)
+            _site_energies(s, program, gradient, local)
             for b in range(count):
-                now = local[np.uint64(species[s * lanes + b]) * lanes + b]
-                for a in range(width - one):
-                    if forbidden[s, a]:
-                        out[begin + b, s, a] = np.inf
+                now = 0.0
+                if relative:
+                    now = local[np.uint64(species[s * _LANES + b]) * _LANES + b]
+                for a in range(n_species):
+                    if program.forbidden[s, a]:
+                        out[begin + b, s, a] = np.inf if relative else 0.0
                     else:
-                        out[begin + b, s, a] = local[a * lanes + b] - now
-        begin += lanes
-    return bad
+                        out[begin + b, s, a] = local[a * _LANES + b] - now
+        begin += _LANES
+    return True
 
 
-@compiled
+def flips(occupations, program, max_depth, out):
+    """Energies of all single-site changes into ``out`` (batch, sites, species).
+
+    Zero for the present species, +inf for species not allowed. False if a site is unknown or
+    impossible.
+    """
+    return _sweep(occupations, program, max_depth, out, True)
+
+
 def fields(occupations, program, max_depth, out):
     """Conditional energies of partial configurations into ``out`` (batch, sites, species).
 
-    Variables of unknown sites take their mean; species not allowed read zero. Returns the number
-    of impossible sites.
+    Variables of unknown sites take their mean; species not allowed read zero. False if a site
+    is impossible.
     """
-    depth, node, start, entry, coefficient, values, site, first, forbidden, constant = program
-    lanes = np.uint64(64)
-    batch = np.uint64(len(occupations))
-    n_sites = np.uint64(forbidden.shape[0])
-    width = np.uint64(forbidden.shape[1])
-    one = np.uint64(1)
-    species = np.empty(n_sites * lanes, dtype=np.uint8)
-    v = np.empty(np.uint64(len(site)) * lanes)
-    gradient = np.empty(np.uint64(len(site)) * lanes)
-    product = np.ones(np.uint64(max_depth + 1) * lanes)
-    adjoint = np.empty(np.uint64(max_depth + 1) * lanes)
-    prefix = np.zeros(max_depth + 1, dtype=np.uint64)
-    total = np.empty(64)
-    local = np.empty(width * lanes)
-    bad = np.uint64(0)
-    begin = np.uint64(0)
-    while begin < batch:
-        count = min(lanes, batch - begin)
-        bad += _load(occupations, begin, count, forbidden, site, values, species, v)
-        if bad:
-            return bad
-        _gradient(program, product, adjoint, prefix, total, v, gradient)
-        for s in range(n_sites):
-            _site_energies(s, first, width, values, gradient, local)
-            for b in range(count):
-                for a in range(width - one):
-                    out[begin + b, s, a] = 0.0 if forbidden[s, a] else local[a * lanes + b]
-        begin += lanes
-    return bad
+    return _sweep(occupations, program, max_depth, out, False)
