@@ -50,9 +50,8 @@ class ClusterExpansionEnergy:
     >>> energy.flip_energies(lattice, torch.tensor([[0, 1]], dtype=torch.int8))[0]
     tensor([[0., 1.],
             [1., 0.]], dtype=torch.float64)
-    >>> energy.partial_fields(lattice, torch.tensor([[0, -1]], dtype=torch.int8))[0]
-    tensor([[ 0.0000,  0.0000],
-            [ 0.5000, -0.5000]], dtype=torch.float64)
+    >>> energy.partial_fields(lattice, torch.tensor([[0, -1]], dtype=torch.int8))[0, 1]
+    tensor([ 0.5000, -0.5000], dtype=torch.float64)
     """
 
     def __init__(
