@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import nan
 
 import numpy as np
-from emcee.autocorr import auto_window
 
 __all__ = [
     "Estimate",
@@ -28,7 +27,7 @@ __all__ = [
 ]
 
 _WINDOW = 5.0  # Sokal's window in units of the autocorrelation time
-_K_FINITE_VARIANCE = 0.5  # tail shape above which the variance of the weights is infinite
+_K_LIGHT = 0.3  # fitted tail shape up to which the sample variance alone is right
 _K_LARGEST = 0.95  # the fitted tail has no mean from 1 on
 
 
@@ -182,8 +181,8 @@ def pareto_k(log_weights) -> float:
 def log_mean_exp(log_weights) -> Estimate:
     """Logarithm of the mean weight, ``ln (1/n) sum w``, with its jackknife error.
 
-    Where the fitted tail says that the variance of the weights is infinite (k-hat > 0.5), the
-    part of the mean expected beyond the largest weight seen is added to the error.
+    Where the weights have a tail (k-hat > 0.3; their variance is infinite from 0.5 on), the part
+    of the mean expected beyond the largest weight seen is added to the error in quadrature.
 
     Raises
     ------
@@ -232,8 +231,8 @@ def weighted_mean(values, log_weights) -> Estimate:
     """Self-normalised mean ``sum w v / sum w`` with its error by the delta method.
 
     The error ``sqrt(n/(n-1) sum (w (v - mean))^2) / sum w`` contains the variance of the weights.
-    Where their variance is infinite (k-hat > 0.5) the weight expected beyond the largest one
-    seen, at the value farthest from the mean, is added.
+    Where the weights have a tail (k-hat > 0.3) the weight expected beyond the largest one seen,
+    at the value farthest from the mean, is added in quadrature.
 
     Parameters
     ----------
@@ -369,7 +368,7 @@ def integrated_autocorrelation_time(x) -> float:
 
     References
     ----------
-    A. D. Sokal, Monte Carlo methods in statistical mechanics (1996); window as in emcee.
+    A. D. Sokal, Monte Carlo methods in statistical mechanics (1996).
 
     Examples
     --------
@@ -393,7 +392,9 @@ def integrated_autocorrelation_time(x) -> float:
     if flat or (len(chains) == 1 and longest < 10):
         return float(longest)
     taus = 2.0 * np.cumsum(covariance / covariance[0]) - 1.0
-    return float(max(1.0, taus[auto_window(taus, _WINDOW)]))
+    beyond = np.arange(longest) >= _WINDOW * taus
+    # chains that never forget fill the whole window
+    return float(max(1.0, taus[np.argmax(beyond) if beyond.any() else -1]))
 
 
 def series_mean(x) -> Estimate:
@@ -459,10 +460,14 @@ def _jackknife_error(left_out: np.ndarray) -> np.ndarray:
     return np.sqrt((n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0))
 
 
+def _tail_size(n: int) -> int:
+    return int(min(0.2 * n, 3 * np.sqrt(n)))
+
+
 def _tail(w: np.ndarray) -> tuple[float, float, float]:
     """Shape and scale of the Pareto tail of weights, and its threshold."""
     n = len(w)
-    size = int(min(0.2 * n, 3 * np.sqrt(n)))
+    size = _tail_size(n)
     if size < 5:
         return nan, nan, nan
     ordered = np.sort(w)
@@ -496,9 +501,10 @@ def _fit_pareto(x: np.ndarray) -> tuple[float, float]:
 def _unseen(w: np.ndarray) -> float:
     """Weight expected beyond the largest one seen, relative to the total; 0 for thin tails."""
     k, sigma, threshold = _tail(w)
-    if not k > _K_FINITE_VARIANCE:
+    if not k > _K_LIGHT:
         return 0.0
-    k = min(k, _K_LARGEST)
+    # one standard error above the fitted shape: short samples hide their tails
+    k = min(k + (1 + k) / np.sqrt(_tail_size(len(w))), _K_LARGEST)
     largest = w.max()
     # one more draw in n exceeds the largest, and then by the mean excess of the tail
     return float(largest + (sigma + k * (largest - threshold)) / (1 - k))
