@@ -1,12 +1,13 @@
-"""Chemical potentials of CLEASE, in both of its forms, as chemical potentials of species.
+r"""Chemical potentials of CLEASE, in both of its forms, as chemical potentials of species.
 
 CLEASE lowers the ECI of a singlet: with ``chem_pot={"c1_d": x_d}`` it reports
 
-.. math:: E' = E - \\frac{N}{N_a} \\sum_{i} \\sum_d x_d \\phi_d(s_i)
+.. math:: E' = E - \frac{N}{N_c} \sum_{i} \sum_d x_d \phi_d(s_i)
 
-where i runs over the N_a sites that are not background and N counts all atoms. Thus every site
-carrying species a contributes :math:`\\mu_a = (N/N_a) \\sum_d x_d \\phi_d(a)`, and
-``E - sum_i mu[s_i]`` is E' exactly, offset included.
+where N counts all atoms and i runs over the N_c counted ones: the sites that are not background,
+or all atoms where the settings include background atoms. Thus every active site that carries
+species a contributes :math:`\mu_a = (N/N_c) \sum_d x_d \phi_d(a)` plus an equal share of what
+counted background atoms contribute, and ``E - sum_i mu[s_i]`` is E' exactly, offset included.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _axis(name: str, scaled: np.ndarray, lattice: Lattice) -> np.ndarray:
 
 
 def _scaled_singlets(atoms_or_settings, lattice: Lattice) -> np.ndarray:
-    """(functions, species) site functions times N / N_active."""
+    """(functions, species) site functions times N / N_c, with the share of the background."""
     settings = atoms_or_settings
     if isinstance(settings, Atoms):
         settings = getattr(settings.calc, "settings", None)
@@ -138,4 +139,10 @@ def _scaled_singlets(atoms_or_settings, lattice: Lattice) -> np.ndarray:
             f"{type(atoms_or_settings).__name__}"
         )
     table = np.array([[f.get(s, 0.0) for s in lattice.species] for f in functions])
-    return table * (len(lattice.template) / lattice.n_sites)
+    n_atoms = len(lattice.template)
+    if not settings.include_background_atoms:
+        return table * (n_atoms / lattice.n_sites)
+    symbols = np.array(lattice.template.get_chemical_symbols())
+    background = np.delete(symbols, lattice.site_indices)
+    offset = np.array([math.fsum(f[s] for s in background) for f in functions])
+    return table + offset[:, None] / lattice.n_sites

@@ -2,7 +2,8 @@
 
 CLEASE gives the energy ``len(atoms) * sum_name ECI[name] * CF[name]``. The correlation function
 of a cluster is the mean over all (atom, figure) pairs of the product of site functions, averaged
-over equivalent decorations; that of a singlet is the mean over all sites that are not background.
+over equivalent decorations. That of a singlet is the mean over all sites that are not background,
+or over all atoms where the settings include background atoms.
 Only public attributes of the settings are read, and the settings are left as they are.
 """
 
@@ -139,11 +140,12 @@ class _Terms:
         self.settings = settings
         self.n_atoms = len(settings.atoms)
         self.n_sites = host.n_sites
-        names = settings.basis_functions
+        self.n_counted = self.n_atoms if settings.include_background_atoms else self.n_sites
+        values = settings.basis_functions
         # a species that only background atoms carry has no value on active sites, and conversely
-        self.functions = [[f.get(s, 0.0) for s in host.species] for f in names]
+        self.functions = [[f.get(s, 0.0) for s in host.species] for f in values]
         symbols = host.template.get_chemical_symbols()
-        self.on_atom = np.array([[f.get(s, 0.0) for s in symbols] for f in names])
+        self.on_atom = np.array([[f.get(s, 0.0) for s in symbols] for f in values])
         self.site_of = np.full(self.n_atoms, -1)
         self.site_of[host.site_indices] = np.arange(host.n_sites)
         self.groups = settings.index_by_sublattice
@@ -161,8 +163,11 @@ class _Terms:
                 constants.append(value * self.n_atoms)
             elif name.startswith("c1_"):
                 function = int(name.removeprefix("c1_"))
-                weight = value * self.n_atoms / self.n_sites
+                weight = value * self.n_atoms / self.n_counted
                 self.terms += [(weight, [(s, function)]) for s in range(self.n_sites)]
+                if self.settings.include_background_atoms:
+                    background = self.on_atom[function, self.site_of < 0]
+                    constants.append(weight * math.fsum(background))
             else:
                 self._cluster(name, value)
         self.constant = math.fsum(constants)
