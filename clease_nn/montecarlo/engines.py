@@ -72,7 +72,7 @@ class TableEngine(Engine):
     def energies(self, occupations: np.ndarray) -> np.ndarray:
         p = self.compiled
         out = np.empty(len(occupations))
-        kernels.energies(occupations, p.functions, p.constant, *p.program, p.depth, out)
+        kernels.energies(occupations, p.functions, *p.program, p.depth, out)
         self.evaluations += len(occupations)
         return out
 
@@ -81,7 +81,6 @@ class TableEngine(Engine):
         return (
             p.site_pointer,
             p.group_function,
-            p.group_constant,
             *p.program,
             p.functions,
             p.choice_pointer,

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from clease_nn.montecarlo.program import BLOCK
+from clease_nn.compiled import njit
+from clease_nn.montecarlo import vectors
+from clease_nn.montecarlo.vectors import LANES as BLOCK
 
 __all__ = ["energies", "heat_bath", "metropolis"]
 
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
 _TO_UNIT = 2.0**-53
 _B = np.uint64(BLOCK)
 
 
-def _compiled(function):
-    """``numba.njit`` with an on-disk cache where one can be written."""
-    try:
-        return njit(cache=True, fastmath=_FAST, error_model="numpy")(function)
-    except RuntimeError:  # no writable place for the cache
-        return njit(fastmath=_FAST, error_model="numpy")(function)
-
-
-@_compiled
+@njit
 def _uniform(state, u):
     """Fill ``u`` (64,) from xoshiro256+ (Blackman and Vigna 2021), state (4, 64)."""
     for k in range(BLOCK):
@@ -38,7 +30,7 @@ def _uniform(state, u):
         state[0, k], state[1, k], state[2, k], state[3, k] = s0, s1, s2, s3
 
 
-@_compiled
+@njit
 def _exp(x):
     """exp(x) for x <= 0, without branches so that loops vectorise; relative error 3e-11."""
     y = max(x, -80.0) * (1.0 / 256.0)
@@ -62,81 +54,34 @@ def _exp(x):
     return p * p
 
 
-@_compiled
-def _run(start, stop, kind, first, count, offset, coefficient, v, acc):
-    """Evaluate a program for 64 chains; the result is added to ``acc[:64]``.
+@njit
+def _run(first, last, kind, factor, constants, start, offset, coefficient, v, acc):
+    """Evaluate a program for 64 chains into ``acc[:64]``.
 
     ``v`` holds variable ``x`` of chain ``k`` at ``x * 64 + k``, ``acc`` one row an open level.
     """
-    a = np.uint64(0)
     one = np.uint64(1)
-    for op in range(start, stop):
-        f = first[op]
-        n = count[op]
-        o0 = offset[f]
-        c0 = coefficient[f]
-        if kind[op] == 3:
-            o1 = offset[f + one]
-            c1 = coefficient[f + one]
-            if n == 2:
-                for k in range(_B):
-                    acc[a + k] += v[o0 + k] * (c0 + c1 * v[o1 + k])
-            elif n == 3:
-                o2 = offset[f + np.uint64(2)]
-                c2 = coefficient[f + np.uint64(2)]
-                for k in range(_B):
-                    acc[a + k] += v[o0 + k] * (c0 + c1 * v[o1 + k] + c2 * v[o2 + k])
-            elif n == 4:
-                o2 = offset[f + np.uint64(2)]
-                c2 = coefficient[f + np.uint64(2)]
-                o3 = offset[f + np.uint64(3)]
-                c3 = coefficient[f + np.uint64(3)]
-                for k in range(_B):
-                    acc[a + k] += v[o0 + k] * (
-                        c0 + c1 * v[o1 + k] + c2 * v[o2 + k] + c3 * v[o3 + k]
-                    )
-            else:
-                o2 = offset[f + np.uint64(2)]
-                c2 = coefficient[f + np.uint64(2)]
-                o3 = offset[f + np.uint64(3)]
-                c3 = coefficient[f + np.uint64(3)]
-                o4 = offset[f + np.uint64(4)]
-                c4 = coefficient[f + np.uint64(4)]
-                for k in range(_B):
-                    acc[a + k] += v[o0 + k] * (
-                        c0 + c1 * v[o1 + k] + c2 * v[o2 + k] + c3 * v[o3 + k] + c4 * v[o4 + k]
-                    )
+    top = np.uint64(0)
+    vectors.open_sum(
+        acc, top, constants[first], start[first], start[first + one], offset, coefficient, v
+    )
+    a = top
+    for op in range(first + one, last):
+        begin = start[op]
+        end = start[op + one]
+        if kind[op] == 2:
+            vectors.add_branch(
+                acc, a, factor[op], constants[op], begin, end, offset, coefficient, v
+            )
         elif kind[op] == 1:
-            if n == 4:
-                o1 = offset[f + one]
-                c1 = coefficient[f + one]
-                o2 = offset[f + np.uint64(2)]
-                c2 = coefficient[f + np.uint64(2)]
-                o3 = offset[f + np.uint64(3)]
-                c3 = coefficient[f + np.uint64(3)]
-                for k in range(_B):
-                    acc[a + k] += (c0 * v[o0 + k] + c1 * v[o1 + k]) + (
-                        c2 * v[o2 + k] + c3 * v[o3 + k]
-                    )
-            elif n == 2:
-                o1 = offset[f + one]
-                c1 = coefficient[f + one]
-                for k in range(_B):
-                    acc[a + k] += c0 * v[o0 + k] + c1 * v[o1 + k]
-            else:
-                for k in range(_B):
-                    acc[a + k] += c0 * v[o0 + k]
-        elif kind[op] == 0:
-            a += _B
-            for k in range(_B):
-                acc[a + k] = c0
-        else:
-            for k in range(_B):
-                acc[a - _B + k] += v[o0 + k] * acc[a + k]
             a -= _B
+            vectors.add_product(acc, a, acc, a + _B, v, factor[op])
+        else:
+            a += _B
+            vectors.open_sum(acc, a, constants[op], begin, end, offset, coefficient, v)
 
 
-@_compiled
+@njit
 def _load(occupations, b0, m, functions, occ, v):
     """Occupations and site functions of one block; a short block repeats its last chain."""
     n_functions = np.uint64(functions.shape[0])
@@ -149,15 +94,15 @@ def _load(occupations, b0, m, functions, occ, v):
                 v[row + k] = functions[f, occ[i * _B + k]]
 
 
-@_compiled
+@njit
 def energies(
     occupations,
     functions,
-    constant,
     group_pointer,
     kind,
-    first,
-    count,
+    factor,
+    constants,
+    start,
     offset,
     coefficient,
     depth,
@@ -168,27 +113,26 @@ def energies(
     occ = np.empty(n_sites * BLOCK, dtype=np.int8)
     v = np.empty(max(n_sites * functions.shape[0], 1) * BLOCK)
     acc = np.empty(depth * BLOCK)
-    start = group_pointer[len(group_pointer) - 2]
-    stop = group_pointer[len(group_pointer) - 1]
+    first = group_pointer[len(group_pointer) - 2]
+    last = group_pointer[len(group_pointer) - 1]
     for b0 in range(np.uint64(0), np.uint64(chains), _B):
         m = min(_B, np.uint64(chains) - b0)
         _load(occupations, b0, m, functions, occ, v)
-        acc[:BLOCK] = constant
-        _run(start, stop, kind, first, count, offset, coefficient, v, acc)
+        _run(first, last, kind, factor, constants, start, offset, coefficient, v, acc)
         for k in range(m):
             out[b0 + k] = acc[k]
 
 
-@_compiled
+@njit
 def _species_energies(
     i,
     site_pointer,
     group_function,
-    group_constant,
     group_pointer,
     kind,
-    first,
-    count,
+    factor,
+    constants,
+    start,
     offset,
     coefficient,
     functions,
@@ -204,15 +148,13 @@ def _species_energies(
         for k in range(_B):
             e[j - a0, k] = 0.0
     for g in range(site_pointer[i], site_pointer[i + np.uint64(1)]):
-        constant = group_constant[g]
-        for k in range(_B):
-            acc[k] = constant
         _run(
             group_pointer[g],
             group_pointer[g + np.uint64(1)],
             kind,
-            first,
-            count,
+            factor,
+            constants,
+            start,
             offset,
             coefficient,
             v,
@@ -226,7 +168,7 @@ def _species_energies(
                 e[j - a0, k] += step * acc[k]
 
 
-@_compiled
+@njit
 def _store(i, n_functions, functions, new, occ, v):
     for k in range(_B):
         occ[i * _B + k] = new[k]
@@ -236,7 +178,7 @@ def _store(i, n_functions, functions, new, occ, v):
             v[row + k] = functions[f, new[k]]
 
 
-@_compiled
+@njit
 def heat_bath(
     occupations,
     beta,
@@ -246,11 +188,11 @@ def heat_bath(
     state,
     site_pointer,
     group_function,
-    group_constant,
     group_pointer,
     kind,
-    first,
-    count,
+    factor,
+    constants,
+    start,
     offset,
     coefficient,
     functions,
@@ -323,11 +265,11 @@ def heat_bath(
                     i,
                     site_pointer,
                     group_function,
-                    group_constant,
                     group_pointer,
                     kind,
-                    first,
-                    count,
+                    factor,
+                    constants,
+                    start,
                     offset,
                     coefficient,
                     functions,
@@ -403,7 +345,7 @@ def heat_bath(
     return changed
 
 
-@_compiled
+@njit
 def metropolis(
     occupations,
     beta,
@@ -413,11 +355,11 @@ def metropolis(
     state,
     site_pointer,
     group_function,
-    group_constant,
     group_pointer,
     kind,
-    first,
-    count,
+    factor,
+    constants,
+    start,
     offset,
     coefficient,
     functions,
@@ -469,11 +411,11 @@ def metropolis(
                 i,
                 site_pointer,
                 group_function,
-                group_constant,
                 group_pointer,
                 kind,
-                first,
-                count,
+                factor,
+                constants,
+                start,
                 offset,
                 coefficient,
                 functions,

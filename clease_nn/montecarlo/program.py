@@ -14,71 +14,62 @@ import numpy as np
 
 from clease_nn.energies.tables import ClusterTables
 from clease_nn.lattice import Lattice
+from clease_nn.montecarlo.vectors import LANES as BLOCK
 
 __all__ = ["BLOCK", "SitePrograms", "compile_tables"]
 
-BLOCK = 64
-"""Chains that are evaluated side by side."""
 
-PUSH, LEAVES, POP, BRANCH = 0, 1, 2, 3
+OPEN, CLOSE, BRANCH = 0, 1, 2
 
 
 class _Writer:
     """Collects the operations of many polynomials in flat arrays.
 
-    Operations: ``PUSH`` opens an accumulator with a constant, ``LEAVES`` adds ``sum c v``, ``POP``
-    closes an accumulator times a variable, ``BRANCH`` adds ``v0 * (c0 + sum c v)`` at once.
+    ``OPEN`` starts a level with ``constant + sum c v`` over its entries, ``CLOSE`` adds a level
+    times a variable to the one above, ``BRANCH`` is both at once.
     """
 
     def __init__(self):
         self.kind: list[int] = []
-        self.first: list[int] = []
-        self.count: list[int] = []
+        self.factor: list[int] = []
+        self.constant: list[float] = []
+        self.start: list[int] = [0]
         self.variable: list[int] = []
         self.coefficient: list[float] = []
         self.depth = 1
 
-    def _emit(self, kind: int, entries: list[tuple[int, float]]) -> None:
+    def _emit(self, kind: int, factor: int, constant: float, leaves: dict[int, float]) -> None:
         self.kind.append(kind)
-        self.first.append(len(self.variable))
-        self.count.append(len(entries))
-        for variable, coefficient in entries:
-            self.variable.append(variable)
-            self.coefficient.append(coefficient)
+        self.factor.append(factor)
+        self.constant.append(constant)
+        self.variable += leaves.keys()
+        self.coefficient += leaves.values()
+        self.start.append(len(self.variable))
 
-    def polynomial(self, terms: list[tuple[float, tuple[int, ...]]]) -> float:
-        """Write one polynomial; returns its constant, which is not written."""
+    def polynomial(self, terms: list[tuple[float, tuple[int, ...]]], constant: float = 0.0):
+        """Write one polynomial."""
         count = Counter(v for _, term in terms for v in term)
-        trie: dict = {}
+        trie: dict = {None: constant}
         for c, term in terms:
             node = trie
             for v in sorted(term, key=lambda v: (-count[v], v)):
                 node = node.setdefault(v, {})
             node[None] = node.get(None, 0.0) + c
-        self._children(trie, 1)
-        return trie.get(None, 0.0)
+        self._node(trie, 0, 1)
 
-    def _children(self, node: dict, depth: int) -> None:
+    def _node(self, node: dict, factor: int, depth: int) -> None:
         self.depth = max(self.depth, depth)
-        leaves = []
-        for v, child in node.items():
-            if v is None:
-                continue
-            below = [k for k in child if k is not None]
-            if not below:
-                leaves.append((v, child[None]))
-            elif len(below) <= 4 and all(list(child[k]) == [None] for k in below):
-                self._emit(
-                    BRANCH, [(v, child.get(None, 0.0))] + [(k, child[k][None]) for k in below]
-                )
-            else:
-                self._emit(PUSH, [(0, child.get(None, 0.0))])
-                self._children(child, depth + 1)
-                self._emit(POP, [(v, 0.0)])
-        while leaves:
-            n = 4 if len(leaves) >= 4 else 2 if len(leaves) >= 2 else 1
-            self._emit(LEAVES, leaves[:n])
-            leaves = leaves[n:]
+        children = {v: child for v, child in node.items() if v is not None}
+        leaves = {v: child[None] for v, child in children.items() if list(child) == [None]}
+        whole = depth > 1 and len(leaves) == len(children)
+        self._emit(BRANCH if whole else OPEN, factor, node.get(None, 0.0), leaves)
+        if whole:
+            return
+        for v, child in children.items():
+            if v not in leaves:
+                self._node(child, v, depth + 1)
+        if depth > 1:
+            self._emit(CLOSE, factor, 0.0, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +82,12 @@ class SitePrograms:
         Site ``i`` has the groups ``site_pointer[i]:site_pointer[i + 1]``, one a site function.
     group_function : ndarray, shape (groups,), uint64
         Function of the site that a group multiplies.
-    group_constant : ndarray, shape (groups,), float64, eV
     group_pointer : ndarray, shape (groups + 2,), uint64
         Operations of every group; the last group is the energy of the whole cell.
-    kind, first, count, offset, coefficient : ndarray
-        Operations and their entries; ``offset`` is ``variable * BLOCK``.
+    kind, factor, constants, start, offset, coefficient : ndarray
+        Operation ``k`` has the entries ``start[k]:start[k + 1]`` of ``offset`` (``variable *
+        BLOCK``, like ``factor``) and ``coefficient`` (eV).
     functions : ndarray, shape (functions, species), float64
-    constant : float, eV per supercell
     choice_pointer, choices : ndarray, uint64
         Species allowed on every site.
     depth : int
@@ -106,15 +96,14 @@ class SitePrograms:
 
     site_pointer: np.ndarray
     group_function: np.ndarray
-    group_constant: np.ndarray
     group_pointer: np.ndarray
     kind: np.ndarray
-    first: np.ndarray
-    count: np.ndarray
+    factor: np.ndarray
+    constants: np.ndarray
+    start: np.ndarray
     offset: np.ndarray
     coefficient: np.ndarray
     functions: np.ndarray
-    constant: float
     choice_pointer: np.ndarray
     choices: np.ndarray
     depth: int
@@ -130,8 +119,9 @@ class SitePrograms:
         return (
             self.group_pointer,
             self.kind,
-            self.first,
-            self.count,
+            self.factor,
+            self.constants,
+            self.start,
             self.offset,
             self.coefficient,
         )
@@ -164,14 +154,14 @@ def compile_tables(tables: ClusterTables, lattice: Lattice) -> SitePrograms:
             rest = tuple(w for w in term if w != v)
             local[site].setdefault(function, []).append((c, rest))
     writer = _Writer()
-    site_pointer, group_function, group_constant, group_pointer = [0], [], [], [0]
+    site_pointer, group_function, group_pointer = [0], [], [0]
     for groups in local:
         for function in sorted(groups):
-            group_constant.append(writer.polynomial(groups[function]))
+            writer.polynomial(groups[function])
             group_function.append(function)
             group_pointer.append(len(writer.kind))
         site_pointer.append(len(group_function))
-    writer.polynomial(whole)
+    writer.polynomial(whole, float(tables.constant))
     group_pointer.append(len(writer.kind))
 
     def integers(values):
@@ -181,15 +171,14 @@ def compile_tables(tables: ClusterTables, lattice: Lattice) -> SitePrograms:
     cache[key] = SitePrograms(
         site_pointer=integers(site_pointer),
         group_function=integers(group_function),
-        group_constant=np.array(group_constant, dtype=float),
         group_pointer=integers(group_pointer),
         kind=integers(writer.kind),
-        first=integers(writer.first),
-        count=integers(writer.count),
+        factor=integers(writer.factor) * np.uint64(BLOCK),
+        constants=np.array(writer.constant, dtype=float),
+        start=integers(writer.start),
         offset=integers(writer.variable) * np.uint64(BLOCK),
         coefficient=np.array(writer.coefficient, dtype=float),
         functions=np.ascontiguousarray(functions, dtype=float),
-        constant=float(tables.constant),
         choice_pointer=integers(np.concatenate([[0], np.cumsum(lattice.allowed.sum(1))])),
         choices=integers(np.nonzero(lattice.allowed)[1]),
         depth=writer.depth + 1,

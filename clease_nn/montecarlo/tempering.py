@@ -83,6 +83,16 @@ class ParallelTempering:
         return self.chains.conditions
 
     @property
+    def occupations(self) -> np.ndarray:
+        """Present configurations, shape (chains, sites), int8."""
+        return self.chains.occupations
+
+    @property
+    def energy_evaluations(self) -> int:
+        """Energies evaluated so far; a single-site energy difference counts as one."""
+        return self.chains.energy_evaluations
+
+    @property
     def swap_acceptance(self) -> np.ndarray:
         """Share of exchanges accepted along temperature and every chemical potential."""
         return self.swaps_accepted / np.maximum(self.swaps_attempted, 1)
