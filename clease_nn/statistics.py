@@ -162,7 +162,7 @@ def pareto_k(log_weights) -> float:
     Returns
     -------
     float
-        k; nan with fewer than 25 samples, minus infinity where the tail is flat.
+        k; nan where fewer than five weights make the tail, minus infinity where it is flat.
 
     References
     ----------
@@ -474,8 +474,10 @@ def _tail(w: np.ndarray) -> tuple[float, float, float]:
     threshold = ordered[-size - 1]
     x = ordered[-size:] - threshold
     x = x[x > 1e-12 * ordered[-1]]
-    if len(x) < 5:
+    if len(x) == 0:
         return -np.inf, 0.0, threshold
+    if len(x) < 5:
+        return nan, nan, threshold
     k, sigma = _fit_pareto(x)
     return k, sigma, threshold
 

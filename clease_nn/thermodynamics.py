@@ -10,8 +10,9 @@ the order of their first appearance. Two kinds of data are read by the same func
   time, and no ``Z``.
 
 Energies are in eV per supercell and extensive unless a name says per site; a site is an active
-site. The chemical potentials are those of ``conditions.mu``; adding a constant to all of them
-shifts the grand potential by that constant per site.
+site. No number computed from the draws alone, errors and effective sample sizes included, can tell
+of a phase that was never drawn. The chemical potentials are those of ``conditions.mu``; a constant
+added to all of them lowers the grand potential by that constant per site.
 """
 
 from __future__ import annotations

