@@ -1,0 +1,275 @@
+"""Figures: axes in, axes out; colours that survive colour blindness and grey printing.
+
+Every function draws into axes of the caller and returns them; figures are made, sized and saved
+by the caller. Curves differ in marker as well as in colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from ase.units import kB
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from clease_nn.statistics import Estimate
+
+__all__ = ["condition_map", "heat_capacity", "isotherms", "training_curve"]
+
+_MARKERS = "osD^vP<>"
+_BLUE, _VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito
+
+
+def condition_map(
+    ax: Axes,
+    temperatures,
+    mus,
+    values,
+    label: str,
+    *,
+    mu_label: str = "chemical potential (eV)",
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Map of a quantity over temperature and chemical potential.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    temperatures : array_like, shape (n,)
+        K, ascending; the vertical axis.
+    mus : array_like, shape (m,)
+        eV, ascending; the horizontal axis.
+    values : array_like or Estimate, shape (n, m)
+        NaN is drawn hatched.
+    label : str
+        Quantity and unit, beside the colour bar.
+    mu_label : str
+        Label of the horizontal axis, with unit.
+    limits : (low, high), optional
+        Ends of the colours. Default: those of the values.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    t, m = (np.asarray(x, dtype=float) for x in (temperatures, mus))
+    v = _values(values)
+    if v.shape != (len(t), len(m)):
+        raise ValueError(
+            f"values must have shape {(len(t), len(m))} for {len(t)} temperatures and {len(m)} "
+            f"chemical potentials, got {v.shape}"
+        )
+    low, high = limits if limits is not None else (np.nanmin(v), np.nanmax(v))
+    ax.patch.set(hatch="////", edgecolor="0.6")
+    mesh = ax.pcolormesh(_edges(m), _edges(t), v, cmap="cividis", vmin=low, vmax=high)
+    mesh.set_rasterized(True)
+    ax.figure.colorbar(mesh, ax=ax, label=label)
+    ax.set(xlabel=mu_label, ylabel="temperature (K)")
+    return ax
+
+
+def isotherms(
+    ax: Axes,
+    temperatures,
+    mus,
+    composition: Estimate,
+    *,
+    species: str,
+    mu_label: str = "chemical potential (eV)",
+    label: str = "neural sampler",
+    reference: Estimate | None = None,
+    reference_label: str = "Monte Carlo",
+) -> Axes:
+    """Composition against chemical potential at several temperatures, with error bars.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    temperatures : array_like, shape (n,)
+        K; a curve each.
+    mus : array_like, shape (m,)
+        eV.
+    composition : Estimate, shape (n, m)
+        Share of the active sites that carry ``species``.
+    species : str
+        For the axis label.
+    mu_label : str
+        Label of the horizontal axis, with unit.
+    label, reference_label : str
+        Names in the legend.
+    reference : Estimate, shape (n, m), optional
+        The same from another calculation, drawn as open symbols; NaN is left out.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    m = np.asarray(mus, dtype=float)
+    x = _shaped(composition, (len(temperatures), len(m)), "composition")
+    handles = []
+    for k, (temperature, colour, marker) in enumerate(_styles(temperatures)):
+        # without a reference the symbols are free to tell the curves apart
+        own = {"marker": marker, "markersize": 4} if reference is None else {}
+        ax.errorbar(m, x.value[k], x.error[k], color=colour, lw=1.5, capsize=2, **own)
+        handles.append(Line2D([], [], color=colour, lw=1.5, label=f"{temperature:g} K", **own))
+        if reference is None:
+            continue
+        r = _shaped(reference, x.value.shape, "reference")
+        ax.errorbar(
+            m,
+            r.value[k],
+            r.error[k],
+            color=colour,
+            ls="",
+            marker=marker,
+            mfc="white",
+            ms=6,
+            capsize=3,
+        )
+        handles[-1].set(marker=marker, markerfacecolor="white", markersize=6)
+    if reference is not None:
+        handles.append(Line2D([], [], color="0.3", lw=1.5, label=label))
+        symbols = {"color": "0.3", "ls": "", "marker": "o", "mfc": "white"}
+        handles.append(Line2D([], [], label=reference_label, **symbols))
+    ax.legend(handles=handles, frameon=False, fontsize="small")
+    ax.set(xlabel=mu_label, ylabel=f"site fraction of {species}", ylim=(-0.03, 1.03))
+    return _clean(ax)
+
+
+def heat_capacity(
+    ax: Axes,
+    temperatures,
+    values: Estimate,
+    *,
+    labels: Sequence[str] = ("",),
+    n_sites: int = 1,
+    exact=None,
+) -> Axes:
+    """Heat capacity at constant chemical potential against temperature, with error bars.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    temperatures : array_like, shape (m,)
+        K.
+    values : Estimate, shape (n, m)
+        eV/K per supercell; a curve a row.
+    labels : sequence of str, length n
+        Name of each curve; empty for none.
+    n_sites : int
+        Active sites of the supercell; the axis shows kB per site. 1 if ``values`` are per site.
+    exact : array_like, shape (n, m), optional
+        Reference values in eV/K per supercell, drawn as thin dashed lines.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    t = np.asarray(temperatures, dtype=float)
+    c = _shaped(values, (len(labels), len(t)), "values") / (n_sites * kB)
+    for k, (name, colour, marker) in enumerate(_styles(labels)):
+        ax.errorbar(
+            t,
+            c.value[k],
+            c.error[k],
+            color=colour,
+            marker=marker,
+            ms=4,
+            lw=1.5,
+            capsize=2,
+            label=name or None,
+        )
+        if exact is not None:
+            reference = np.asarray(exact, dtype=float)[k] / (n_sites * kB)
+            ax.plot(t, reference, color="black", lw=0.8, ls="--", label="" if k else "exact")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small")
+    ax.set(xlabel="temperature (K)", ylabel=r"heat capacity ($k_\mathrm{B}$ per site)")
+    ax.set_ylim(bottom=0)
+    return _clean(ax)
+
+
+def training_curve(ax: Axes, history: Sequence[Mapping]) -> Axes:
+    """Loss and, on a second axis, normalised effective sample size against training time.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    history : sequence of mappings
+        Keys ``seconds`` and ``loss`` (nats per configuration), and ``ness`` where it was
+        measured (missing or None elsewhere).
+
+    Raises
+    ------
+    ValueError
+        If the history is empty.
+    """
+    if not history:
+        raise ValueError("the training history is empty; train for at least one step")
+    seconds = _column(history, "seconds")
+    loss = _column(history, "loss")
+    ax.plot(seconds, loss, color=_BLUE, lw=1.2)
+    ax.set_xlabel("training time (s)")
+    ax.set_ylabel("loss (nats per configuration)", color=_BLUE)
+    # the first steps are far off: let the rest be seen
+    seen = loss[np.isfinite(loss)]
+    if len(seen) > 10:
+        low, high = seen.min(), np.quantile(seen[len(seen) // 20 :], 0.99)
+        margin = 0.08 * (high - low) or 1.0
+        ax.set_ylim(low - margin, high + margin)
+    ness = _column(history, "ness")
+    measured = np.isfinite(ness)
+    if measured.any():
+        right = ax.twinx()
+        right.plot(
+            seconds[measured], ness[measured], color=_VERMILION, marker="s", ms=4, lw=1.2, ls="--"
+        )
+        right.set_ylabel("NESS", color=_VERMILION)
+        right.set_ylim(0, 1.02)
+        right.spines["top"].set_visible(False)
+    ax.spines["top"].set_visible(False)
+    return ax
+
+
+# ------------------------------------------------------------------ helpers
+def _styles(names):
+    """Names with dark to light colours of one map and changing markers."""
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.78, max(len(names), 2)))
+    return [(name, shades[k], _MARKERS[k % len(_MARKERS)]) for k, name in enumerate(names)]
+
+
+def _values(x) -> np.ndarray:
+    x = x.value if isinstance(x, Estimate) else x
+    return np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=float)
+
+
+def _shaped(estimate: Estimate, shape: tuple[int, int], name: str) -> Estimate:
+    value, error = np.asarray(estimate.value), np.asarray(estimate.error)
+    if value.shape != shape or error.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {value.shape} and {error.shape}")
+    return Estimate(value, error)
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Cell borders halfway between centres."""
+    if len(centres) == 1:
+        half = 0.05 * abs(centres[0]) or 0.5
+        return np.array([centres[0] - half, centres[0] + half])
+    if not (np.diff(centres) > 0).all():
+        raise ValueError("temperatures and chemical potentials of a map must ascend")
+    inner = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - inner[0]], inner, [2 * centres[-1] - inner[-1]]])
+
+
+def _column(history: Sequence[Mapping], key: str) -> np.ndarray:
+    return np.array([np.nan if row.get(key) is None else row[key] for row in history], dtype=float)
+
+
+def _clean(ax: Axes) -> Axes:
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

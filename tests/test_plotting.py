@@ -1,0 +1,87 @@
+"""Laws of the figures: what is drawn is what was given, with units on every axis."""
+
+import matplotlib
+import numpy as np
+import pytest
+from ase.units import kB
+from matplotlib.figure import Figure
+
+from clease_nn import plotting
+from clease_nn.statistics import Estimate
+
+matplotlib.use("Agg")
+
+T = np.array([300.0, 600.0, 1200.0])
+MU = np.linspace(-0.1, 0.1, 9)
+X = 1 / (1 + np.exp(-2 * MU / (kB * T[:, None])))
+
+
+@pytest.fixture
+def ax():
+    """Fresh axes."""
+    return Figure(figsize=(5, 4), layout="constrained").add_subplot()
+
+
+def test_condition_map_shows_values_at_their_conditions(ax):
+    """The colour array is the values, the cells surround their conditions."""
+    assert plotting.condition_map(ax, T, MU, Estimate(X, 0 * X), "site fraction of Au") is ax
+    [mesh] = ax.collections
+    np.testing.assert_array_equal(mesh.get_array(), X)
+    assert ax.get_ylim()[0] < 300 < 1200 < ax.get_ylim()[1]
+    assert ax.get_xlabel().endswith("(eV)")
+    assert ax.get_ylabel() == "temperature (K)"
+    assert ax.figure.axes[1].get_ylabel() == "site fraction of Au"
+
+
+def test_condition_map_of_one_condition_and_holes(ax):
+    """A single row is drawn, NaN does not spoil the colours."""
+    plotting.condition_map(ax, [300], [0.0, 0.1], [[np.nan, 0.3]], "NESS", limits=(0, 1))
+    assert ax.collections[0].get_clim() == (0, 1)
+    ax.figure.draw_without_rendering()
+
+
+def test_isotherms_draw_both_calculations(ax):
+    """A line a temperature with errors, the reference as symbols only."""
+    ours = Estimate(X, 0.01 + 0 * X)
+    plotting.isotherms(ax, T, MU, ours, species="Au", reference=ours, reference_label="CLEASE")
+    assert len(ax.containers) == 6
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts == ["300 K", "600 K", "1200 K", "neural sampler", "CLEASE"]
+    assert ax.get_ylabel() == "site fraction of Au"
+    line, symbols = (container.lines[0] for container in ax.containers[:2])
+    np.testing.assert_array_equal(line.get_ydata(), X[0])
+    assert symbols.get_linestyle() == "None"
+
+
+def test_heat_capacity_is_shown_in_kb_per_site(ax):
+    """Extensive eV/K become kB per site, errors alike."""
+    c = Estimate(np.array([[16 * kB, 32 * kB, 8 * kB]]), np.full((1, 3), 1.6 * kB))
+    plotting.heat_capacity(ax, T, c, n_sites=16, exact=c.value)
+    line, _, (bars,) = ax.containers[0].lines
+    np.testing.assert_allclose(line.get_ydata(), [1, 2, 0.5])
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [0.9, 1.1])
+    assert "per site" in ax.get_ylabel()
+
+
+def test_training_curve_takes_gaps(ax):
+    """NESS is drawn where it was measured only, on its own axis from 0 to 1."""
+    history = [{"step": k, "seconds": 0.1 * k, "loss": 3 + 1 / (k + 1)} for k in range(50)]
+    history[-1]["ness"] = 0.9
+    history[-2]["ness"] = None
+    plotting.training_curve(ax, history)
+    right = ax.figure.axes[1]
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.9])
+    assert ax.get_xlabel() == "training time (s)"
+    assert len(ax.lines[0].get_xdata()) == 50
+
+
+def test_wrong_shapes_are_refused(ax):
+    """Shapes and their remedy are named before anything is drawn."""
+    with pytest.raises(ValueError, match=r"\(3, 9\)"):
+        plotting.condition_map(ax, T, MU, X.T, "x")
+    with pytest.raises(ValueError, match=r"composition must have shape \(3, 9\)"):
+        plotting.isotherms(ax, T, MU, Estimate(X.T, X.T), species="Au")
+    with pytest.raises(ValueError, match="ascend"):
+        plotting.condition_map(ax, T[::-1], MU, X, "x")
+    with pytest.raises(ValueError, match="history is empty"):
+        plotting.training_curve(ax, [])
