@@ -1,0 +1,322 @@
+"""Training: one loop for every model, source and objective."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import clease_nn
+from clease_nn.compute import compute_policy
+from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.diagnostics import validate
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.io import ModelFileError, TrainedModel, read_state, write_state
+from clease_nn.lattice import Lattice
+from clease_nn.models import AbstractOccupationModel, AnyOrderARM
+from clease_nn.networks import LatticeConvolution
+from clease_nn.objectives import any_order_cross_entropy
+from clease_nn.sources import AbstractSource, ParallelTemperingSource
+from clease_nn.warnings import TrainingWarning
+
+__all__ = ["fit"]
+
+_CLIP = 5.0
+_EMA = 0.99
+_WARM_UP = 0.02
+_CHECKS = 8  # looks at NESS during a run
+_CHECKPOINT_SECONDS = 30.0
+
+
+class _Trainer:
+    """State of a run: everything that a checkpoint holds and a step changes."""
+
+    def __init__(self, model, source, objective, batch_size, learning_rate):
+        self.model, self.source, self.objective = model, source, objective
+        self.batch_size, self.learning_rate = batch_size, learning_rate
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA))
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.step_count = 0
+        self.seconds = 0.0
+        self.history: list[dict] = []
+
+    def step(self, progress: float) -> dict[str, float]:
+        """One optimiser step at ``progress`` (0 to 1) through the schedule."""
+        batch = self.source.batch(self.batch_size, needs_fields=self.model.needs_fields)
+        self.model.train()
+        loss, metrics = self.objective(self.model, batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.step_count}; lower learning_rate "
+                f"(now {self.learning_rate}) or check the energies"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
+        rate = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        warm = min(1.0, (progress + 1e-3) / _WARM_UP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate * warm
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.step_count += 1
+        return metrics
+
+    def state_dict(self) -> dict:
+        return {
+            "config": self.model.config(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "source": self.source.state_dict(),
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.source.load_state_dict(state["source"])
+        self.step_count = int(state["step"])
+        self.seconds = float(state["seconds"])
+        self.history = list(state["history"])
+
+
+def fit(
+    ensemble: SemiGrandCanonical,
+    lattice: Lattice,
+    box: ConditionRange,
+    *,
+    max_seconds: float | None = None,
+    max_steps: int | None = None,
+    target_ness: float | None = None,
+    seed: int = 0,
+    model: AbstractOccupationModel | None = None,
+    source: AbstractSource | None = None,
+    objective: Callable = any_order_cross_entropy,
+    batch_size: int = 256,
+    learning_rate: float = 4e-3,
+    checkpoint: str | os.PathLike | None = None,
+    validation_samples: int = 128,
+    progress: bool = True,
+    threads: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainedModel:
+    """Train a model over a whole range of conditions.
+
+    The default is an :class:`~clease_nn.models.AnyOrderARM` with a
+    :class:`~clease_nn.networks.LatticeConvolution`, fed by parallel tempering with Rao-Blackwell
+    targets; AdamW with a cosine schedule over the budget and an exponential average of the
+    weights. Compilation and burn-in of the chains are not counted in ``max_seconds``.
+
+    Ctrl-C ends training early: the checkpoint is written and what there is, is returned.
+
+    Parameters
+    ----------
+    ensemble, lattice, box
+        What to learn, where.
+    max_seconds : float, optional
+        Budget of ``clock`` seconds; the schedule is fitted to it. At least one of ``max_seconds``
+        and ``max_steps``.
+    max_steps : int, optional
+        Budget of optimiser steps. A run limited by steps alone is bitwise reproducible and
+        resumable on one machine and thread count.
+    target_ness : float, optional
+        Stop once the mean NESS of a quick look (8 looks a run) reaches it.
+    seed : int
+    model : AbstractOccupationModel, optional
+        Start from this one (its weights are changed in place).
+    source : AbstractSource, optional
+        Default :class:`~clease_nn.sources.ParallelTemperingSource`.
+    checkpoint : path, optional
+        Written every 30 seconds and at the end; if the file exists, training continues from it.
+    validation_samples : int
+        Draws at each of 24 conditions in the final validation.
+    threads : int, optional
+        Torch threads; default as they are.
+
+    Returns
+    -------
+    TrainedModel
+        With ``metadata["validation"]`` and ``metadata["history"]``.
+
+    Raises
+    ------
+    ValueError
+        If no budget is given, or one is not positive.
+    ModelFileError
+        If the checkpoint belongs to another energy, lattice, range or network.
+    """
+    if max_seconds is None and max_steps is None:
+        raise ValueError("give fit a budget: max_seconds, max_steps, or both")
+    for name, value in (
+        ("max_seconds", max_seconds),
+        ("max_steps", max_steps),
+        ("batch_size", batch_size),
+        ("learning_rate", learning_rate),
+    ):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if target_ness is not None and not 0 < target_ness <= 1:
+        raise ValueError(f"target_ness must lie in (0, 1], got {target_ness}")
+    if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
+        raise FileNotFoundError(f"the folder of the checkpoint {checkpoint} does not exist")
+    sequence = np.random.SeedSequence(seed)
+    weight_seed, source_seed, check_seed = sequence.spawn(3)
+    with compute_policy(threads):
+        if model is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(weight_seed.generate_state(1)[0]))
+                network = LatticeConvolution(lattice, box, needs_fields=ensemble.has_fields)
+            model = AnyOrderARM(network)
+        if source is None:
+            source = ParallelTemperingSource(ensemble, lattice, box, seed=source_seed)
+        trainer = _Trainer(model, source, objective, batch_size, learning_rate)
+        key = {
+            "energy_fingerprint": getattr(ensemble.energy, "fingerprint", None),
+            "lattice_fingerprint": lattice.fingerprint,
+            "range": box.to_dict(),
+        }
+        if checkpoint is not None and Path(checkpoint).exists():
+            _resume(trainer, checkpoint, key)
+        rng = torch.Generator().manual_seed(int(check_seed.generate_state(1)[0]))
+        _warm_up(trainer)
+        stopped = _loop(
+            trainer, ensemble, lattice, box, max_seconds, max_steps, target_ness, checkpoint, key,
+            progress, clock, rng,
+        )  # fmt: skip
+        final = trainer.average.module
+        final.eval()
+        chains = source.chain_configurations(24, 8)
+        conditions = _distinct(chains)
+        report = validate(final, ensemble, chains, conditions, validation_samples, rng)
+    report.warn()
+    metadata = {
+        **key,
+        "n_sites": lattice.n_sites,
+        "species": list(lattice.species),
+        "seed": seed,
+        "stopped_by": stopped,
+        "training_seconds": trainer.seconds,
+        "steps": trainer.step_count,
+        "energy_evaluations": source.energy_evaluations,
+        "validation": report.summary(),
+        "history": trainer.history,
+        "versions": {"clease_nn": clease_nn.__version__, "torch": torch.__version__},
+    }
+    return TrainedModel(final, box, metadata)
+
+
+def _loop(
+    trainer, ensemble, lattice, box, max_seconds, max_steps, target_ness, checkpoint, key, progress,
+    clock, rng,
+) -> str:  # fmt: skip
+    """Train until a limit; returns which: "seconds", "steps", "target_ness" or "interrupt"."""
+
+    def done() -> float:
+        by_time = trainer.seconds / max_seconds if max_seconds is not None else 0.0
+        by_steps = trainer.step_count / max_steps if max_steps is not None else 0.0
+        return max(by_time, by_steps)
+
+    bar = tqdm(
+        total=100, disable=not progress, desc="training", unit="%", smoothing=0.05,
+        bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
+    )  # fmt: skip
+    bar.update(int(100 * done()))
+    next_check = (math.floor(done() * _CHECKS) + 1) / _CHECKS
+    ness = trainer.history[-1].get("ness") if trainer.history else None
+    last_saved = clock()
+    stopped = None
+    try:
+        while done() < 1.0:
+            started = clock()
+            metrics = trainer.step(done())
+            trainer.seconds += clock() - started
+            now = done()
+            if trainer.step_count % 20 == 0 or now >= 1.0:
+                entry = {"step": trainer.step_count, "seconds": trainer.seconds, **metrics}
+                if now >= next_check and now < 1.0:
+                    ness = _quick_ness(trainer.average.module, ensemble, lattice, box, rng)
+                    entry["ness"] = ness
+                    next_check = (math.floor(now * _CHECKS) + 1) / _CHECKS
+                trainer.history.append(entry)
+                bar.update(int(100 * min(now, 1.0)) - bar.n)
+                shown = {"loss": f"{metrics['loss']:.3f}", "step": trainer.step_count}
+                if ness is not None:
+                    shown["NESS"] = f"{ness:.2f}"
+                bar.set_postfix(shown)
+                if target_ness is not None and ness is not None and ness >= target_ness:
+                    stopped = "target_ness"
+                    break
+            if checkpoint is not None and clock() - last_saved > _CHECKPOINT_SECONDS:
+                write_state(checkpoint, "checkpoint", {"key": key, **trainer.state_dict()})
+                last_saved = clock()
+    except KeyboardInterrupt:
+        stopped = "interrupt"
+        warnings.warn(
+            f"training was interrupted after {trainer.step_count} steps; the model so far is "
+            "returned" + (f" and {checkpoint} continues it" if checkpoint is not None else ""),
+            TrainingWarning,
+            stacklevel=3,
+        )
+    finally:
+        bar.close()
+        if checkpoint is not None:
+            write_state(checkpoint, "checkpoint", {"key": key, **trainer.state_dict()})
+    if stopped is None:
+        by_time = max_seconds is not None and trainer.seconds >= max_seconds
+        stopped = "seconds" if by_time else "steps"
+    return stopped
+
+
+def _resume(trainer: _Trainer, checkpoint, key: dict) -> None:
+    state = read_state(checkpoint, "checkpoint")
+    for name, value in key.items():
+        if state["key"].get(name) != value:
+            raise ModelFileError(
+                f"checkpoint {checkpoint} was written for another {name.replace('_', ' ')}; name "
+                "another file or remove it"
+            )
+    if state["config"] != trainer.model.config():
+        raise ModelFileError(
+            f"checkpoint {checkpoint} holds another network; use the same model or another file"
+        )
+    trainer.load_state_dict(state)
+
+
+def _warm_up(trainer: _Trainer) -> None:
+    """Compile everything and burn the chains in before the clock starts; changes no weights."""
+    state = None if trainer.step_count == 0 else trainer.source.state_dict()
+    batch = trainer.source.batch(trainer.batch_size, needs_fields=trainer.model.needs_fields)
+    loss, _ = trainer.objective(trainer.model, batch)
+    loss.backward()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if state is not None:
+        trainer.source.load_state_dict(state)
+
+
+def _quick_ness(model, ensemble, lattice, box, rng) -> float:
+    """Mean NESS of 16 draws at each of 16 conditions: a look, not a result."""
+    sobol = torch.quasirandom.SobolEngine(1 + box.n_axes, scramble=False)
+    conditions = box.at(sobol.draw(17)[1:].numpy())
+    return float(validate(model, ensemble, None, conditions, 16, rng, lattice=lattice).ness.mean())
+
+
+def _distinct(c: Configurations) -> Conditions:
+    """Distinct conditions in the order of first appearance."""
+    keys = torch.cat([c.conditions.temperature[:, None], c.conditions.mu], 1).numpy()
+    _, first = np.unique(keys, axis=0, return_index=True)
+    return c.conditions[torch.as_tensor(np.sort(first))]

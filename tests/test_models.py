@@ -1,0 +1,236 @@
+"""Laws of models: normalised, drawn = recomputed, equivariant, exact after weighting."""
+
+import numpy as np
+import pytest
+import torch
+from toys import SYSTEMS, binary
+
+from clease_nn.conditions import ConditionRange
+from clease_nn.configurations import Configurations
+from clease_nn.lattice import UNKNOWN, Lattice
+from clease_nn.models import AnyOrderARM
+from clease_nn.networks import LatticeConvolution, network_from_config
+from clease_nn.sampling import complete, sample
+from clease_nn.statistics import log_mean_exp
+
+
+def spoilt_model(lattice, box, *, seed=0, needs_fields=True, strength=0.7):
+    """A model with random weights in its head: normalised, and rather wrong."""
+    torch.manual_seed(seed)
+    net = LatticeConvolution(lattice, box, channels=8, blocks=2, needs_fields=needs_fields)
+    torch.nn.init.normal_(net.head.weight, std=strength)
+    return AnyOrderARM(net)
+
+
+@pytest.fixture(params=sorted(SYSTEMS))
+def system(request):
+    return SYSTEMS[request.param]()
+
+
+@pytest.mark.parametrize("needs_fields", [True, False])
+def test_probabilities_of_all_states_sum_to_one(system, needs_fields):
+    """For a fixed schedule of steps, ties included, sum_x q(x) = 1."""
+    lattice, ensemble, box = system
+    model = spoilt_model(lattice, box, needs_fields=needs_fields)
+    fields = ensemble.fields if needs_fields else None
+    states = ensemble.enumerate(lattice).occupations
+    conditions = box.at([[0.3] * (1 + box.n_axes)])
+    rng = np.random.default_rng(1)
+    for steps in (rng.permutation(lattice.n_sites), rng.integers(0, 3, lattice.n_sites)):
+        full = Configurations(lattice, conditions.repeat(len(states)), states)
+        rows = torch.as_tensor(steps, dtype=torch.int16).expand(len(states), -1)
+        with torch.no_grad():
+            total = torch.logsumexp(model.log_prob(full, steps=rows, fields=fields), 0)
+        assert abs(total.item()) < 1e-5
+
+
+def test_conditional_probabilities_sum_to_one_given_known_sites():
+    """With known sites held, the probabilities of all completions sum to one."""
+    lattice, ensemble, box = binary()
+    model = spoilt_model(lattice, box)
+    states = ensemble.enumerate(lattice).occupations
+    given = torch.tensor([1, 0, 1])
+    rows = states[(states[:, :3] == given).all(1)]
+    steps = torch.tensor([-1, -1, -1, 4, 0, 2, 1, 3], dtype=torch.int16).expand(len(rows), -1)
+    full = Configurations(lattice, box.at([[0.5, 0.2]]).repeat(len(rows)), rows)
+    with torch.no_grad():
+        total = torch.logsumexp(model.log_prob(full, steps=steps, fields=ensemble.fields), 0)
+    assert abs(total.item()) < 1e-5
+
+
+def test_drawn_log_prob_is_the_recomputed_one(system):
+    """complete() and log_prob() say the same about the same configuration and steps."""
+    lattice, ensemble, box = system
+    model = spoilt_model(lattice, box)
+    rng = torch.Generator().manual_seed(3)
+    partial = Configurations.unknown(lattice, box.at(np.random.default_rng(0).random(
+        (64, 1 + box.n_axes))))  # fmt: skip
+    drawn = model.complete(partial, rng, ensemble.fields)
+    again = model.log_prob(drawn, steps=drawn.step, fields=ensemble.fields).detach()
+    assert torch.allclose(drawn.log_prob, again, atol=1e-4, rtol=0)
+    allowed = torch.tensor(lattice.allowed)[torch.arange(lattice.n_sites), drawn.occupations.long()]
+    assert allowed.all()
+
+
+def test_draws_follow_log_prob(system):
+    """Frequencies of drawn states agree with their probabilities (chi-square, fixed order)."""
+    lattice, ensemble, box = system
+    model = spoilt_model(lattice, box, strength=0.3)
+    n = 4000
+    conditions = box.at([[0.5] * (1 + box.n_axes)])
+    order = torch.randperm(lattice.n_sites, generator=torch.Generator().manual_seed(0))
+    partial = Configurations.unknown(lattice, conditions.repeat(n))
+    drawn = model.complete(
+        partial,
+        torch.Generator().manual_seed(1),
+        ensemble.fields,
+        steps=order.to(torch.int16).expand(n, -1),
+    )
+    states = ensemble.enumerate(lattice).occupations
+    full = Configurations(lattice, conditions.repeat(len(states)), states)
+    steps = order.to(torch.int16).expand(len(states), -1)
+    with torch.no_grad():
+        p = model.log_prob(full, steps=steps, fields=ensemble.fields).exp().numpy()
+    radix = np.cumprod([1, *[lattice.n_species] * (lattice.n_sites - 1)])
+    code = states.numpy().astype(int) @ radix
+    index = {int(c): k for k, c in enumerate(code)}
+    seen = np.bincount(
+        [index[int(c)] for c in drawn.occupations.numpy().astype(int) @ radix], minlength=len(p)
+    )
+    common = n * p >= 5
+    chi2 = (((seen - n * p) ** 2) / (n * p))[common].sum()
+    rest, expected = seen[~common].sum(), n * p[~common].sum()
+    chi2 += (rest - expected) ** 2 / max(expected, 1e-9)
+    dof = common.sum()
+    assert abs(chi2 - dof) < 5 * np.sqrt(2 * dof)
+
+
+def test_known_sites_stay(system):
+    """complete() keeps what it was given and marks it with step -1."""
+    lattice, ensemble, box = system
+    model = spoilt_model(lattice, box)
+    full = sample(model, ensemble, lattice, box.at([[0.5] * (1 + box.n_axes)]).repeat(32),
+                  torch.Generator().manual_seed(0))  # fmt: skip
+    known = torch.rand(full.occupations.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    known[0] = True
+    partial = Configurations(
+        lattice, full.conditions, torch.where(known, full.occupations, UNKNOWN).to(torch.int8)
+    )
+    out = complete(model, ensemble, partial, torch.Generator().manual_seed(2))
+    assert (out.occupations == full.occupations)[known].all()
+    assert (out.step[known] == -1).all() and (out.step[~known] >= 0).all()
+    assert out.known.all() and out.log_prob[0] == 0
+
+
+def test_same_seed_same_samples():
+    """The generator's state fixes the result; another seed gives another."""
+    lattice, ensemble, box = binary()
+    model = spoilt_model(lattice, box)
+    draws = [
+        sample(model, ensemble, lattice, box.grid(2, 2).repeat(4), torch.Generator().manual_seed(s))
+        for s in (5, 5, 6)
+    ]
+    assert torch.equal(draws[0].occupations, draws[1].occupations)
+    assert not torch.equal(draws[0].occupations, draws[2].occupations)
+
+
+def test_logits_commute_with_translations(system):
+    """A translated configuration has translated conditionals."""
+    lattice, ensemble, box = system
+    model = spoilt_model(lattice, box)
+    rng = np.random.default_rng(0)
+    states = ensemble.enumerate(lattice).occupations
+    occupations = states[torch.as_tensor(rng.choice(len(states), 16))].clone()
+    occupations[torch.as_tensor(rng.random(occupations.shape) < 0.5)] = UNKNOWN
+    conditions = box.at(rng.random((16, 1 + box.n_axes)))
+    c = Configurations(lattice, conditions, occupations)
+    with torch.no_grad():
+        base = model.log_conditionals(c, ensemble.fields(c))
+        for shift in torch.tensor(lattice.translations):
+            moved = Configurations(lattice, conditions, occupations[:, shift])
+            out = model.log_conditionals(moved, ensemble.fields(moved))
+            assert torch.allclose(out, base[:, shift], atol=1e-5)
+
+
+def test_weights_serve_other_supercells():
+    """The same weights evaluate on a larger cell of the same parent, and refuse another parent."""
+    lattice, _, box = binary()
+    from ase.build import bulk
+
+    model = spoilt_model(lattice, box, needs_fields=False)
+    large = Lattice.uniform(bulk("Au", a=3.8) * (3, 3, 4), ["Au", "Cu"])
+    c = Configurations.unknown(large, box.grid(1, 1))
+    assert model.complete(c, torch.Generator()).known.all()
+    other = Lattice.uniform(bulk("Au", a=5.0) * (3, 3, 3), ["Au", "Cu"])
+    with pytest.raises(ValueError, match="parent"):
+        model.complete(Configurations.unknown(other, box.grid(1, 1)), torch.Generator())
+
+
+def test_replicated_configuration_has_replicated_logits():
+    """On a periodic pattern a larger cell gives the logits of the smaller one.
+
+    Local parts only: features that grow with the number of sites are switched off by mu = 0 and
+    a configuration with equally many known species.
+    """
+    box = ConditionRange((600, 2400), [-0.1], [0.1], [[1.0, -1.0]])
+    small, large = Lattice.square(4), Lattice.square(8)
+    model = spoilt_model(small, box, needs_fields=False)
+    pattern = torch.tensor([[0, 1, -1, -1], [1, 0, -1, -1], [-1, -1, 0, 1], [-1, -1, 1, 0]])
+    conditions = box.at([[0.5, 0.5]])
+    a = Configurations(small, conditions, pattern.reshape(1, -1))
+    b = Configurations(large, conditions, pattern.repeat(2, 2).reshape(1, -1))
+    with torch.no_grad():
+        out_a = model.log_conditionals(a, None).view(4, 4, 2)
+        out_b = model.log_conditionals(b, None).view(8, 8, 2)
+    assert torch.allclose(out_b, out_a.repeat(2, 2, 1), atol=1e-5)
+
+
+def test_log_z_of_a_spoilt_model_is_unbiased(system):
+    """Importance sampling corrects a wrong model: z-scores of Z over replicas and conditions."""
+    lattice, ensemble, box = system
+    model = spoilt_model(lattice, box, strength=0.1)
+    grid = box.grid(2, 2)
+    exact = ensemble.enumerate(lattice).log_z(grid)
+    n, replicas = 600, 20
+    z = []
+    drawn = sample(model, ensemble, lattice, grid.repeat(n * replicas),
+                   torch.Generator().manual_seed(7), batch_size=2048)  # fmt: skip
+    weights = drawn.log_weight.view(len(grid), replicas, n)
+    for k in range(len(grid)):
+        for r in range(replicas):
+            estimate = log_mean_exp(weights[k, r].numpy())
+            if estimate.ness * n >= 200:
+                z.append((estimate.value - exact[k].item()) / estimate.error)
+    z = np.array(z)
+    assert len(z) >= 20
+    assert abs(z.mean()) < 4 / np.sqrt(len(z)) and 0.8 < z.std() < 1.2
+
+
+def test_every_parameter_gets_a_gradient():
+    """No part of the network is disconnected."""
+    lattice, ensemble, box = binary()
+    model = spoilt_model(lattice, box)
+    rng = torch.Generator().manual_seed(0)
+    drawn = model.complete(Configurations.unknown(lattice, box.grid(2, 2)), rng, ensemble.fields)
+    model.log_prob(drawn, steps=drawn.step, fields=ensemble.fields).sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+def test_network_config_rebuilds_the_same_function():
+    """config() and the weights say everything."""
+    lattice, ensemble, box = binary()
+    model = spoilt_model(lattice, box)
+    twin = network_from_config(model.network.config())
+    twin.load_state_dict(model.network.state_dict())
+    c = Configurations.unknown(lattice, box.grid(2, 2))
+    with torch.no_grad():
+        assert torch.equal(twin(c, ensemble.fields(c)), model.network(c, ensemble.fields(c)))
+
+
+def test_missing_fields_are_refused():
+    """A model trained with fields does not run without them."""
+    lattice, _, box = binary()
+    model = spoilt_model(lattice, box)
+    with pytest.raises(ValueError, match="fields"):
+        model.complete(Configurations.unknown(lattice, box.grid(1, 1)), torch.Generator())
