@@ -152,8 +152,8 @@ class ClusterExpansionEnergy:
             )
         if occupations.is_floating_point() or occupations.is_complex():
             raise ValueError(f"occupations must be integers, got {occupations.dtype}")
-        if occupations.dtype == torch.bool:
-            occupations = occupations.to(torch.int8)
+        if occupations.dtype != torch.int8:  # one type for the kernels; impossible stays so
+            occupations = occupations.to(torch.int64).clamp(UNKNOWN - 1, 127).to(torch.int8)
         return occupations.contiguous()
 
     def _on_torch(self, occupations: Tensor) -> bool:
