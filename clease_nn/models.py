@@ -43,6 +43,15 @@ class AbstractOccupationModel(nn.Module, ABC):
         Species not allowed on a site have -inf. Rows of known sites carry no meaning.
         """
 
+    def log_conditionals_at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
+        """:meth:`log_conditionals` of one site of each row, (batch, species), without gradients.
+
+        Models that can compute it faster than for all sites do so.
+        """
+        with torch.no_grad():
+            log_q = self.log_conditionals(c, fields)
+        return log_q[torch.arange(len(c), device=log_q.device), site]
+
     @abstractmethod
     def draw_steps(self, c: Configurations, rng: torch.Generator) -> Tensor:
         """Pass in which each site is to be drawn, (batch, sites) int16, -1 where known."""
@@ -93,9 +102,11 @@ class AbstractOccupationModel(nn.Module, ABC):
             everyone = len(rows) == len(partial)
             c = replace(partial, occupations=occupations)
             c = c if everyone else c[rows]
-            log_q = self._log_conditionals(c, fields)
             row, site = (now if everyone else now[rows]).nonzero(as_tuple=True)
-            log_q = log_q[row, site]
+            if len(row) == len(c):  # one site a row
+                log_q = self.log_conditionals_at(c, self._fields(c, fields), site)
+            else:
+                log_q = self.log_conditionals(c, self._fields(c, fields))[row, site]
             u = torch.rand(len(row), generator=rng, dtype=torch.float64).to(device)
             cumulative = log_q.exp().cumsum(-1)
             drawn = (u[:, None] * cumulative[:, -1:] >= cumulative).sum(-1)
@@ -147,18 +158,22 @@ class AbstractOccupationModel(nn.Module, ABC):
             truth = full.occupations[rows].long()
             c = replace(full, log_prob=None, energy=None, log_target=None, step=None)[rows]
             c = replace(c, occupations=torch.where(known, c.occupations, UNKNOWN).to(torch.int8))
-            log_q = self._log_conditionals(c, fields).gather(2, truth[:, :, None])[:, :, 0]
+            log_q = self.log_conditionals(c, self._fields(c, fields)).gather(2, truth[:, :, None])[
+                :, :, 0
+            ]
             now = steps[rows] == passes[:, None]
             out = out.index_add(0, rows, torch.where(now, log_q, 0.0).sum(1))
         return out
 
-    def _log_conditionals(self, c: Configurations, fields: Fields | None) -> Tensor:
-        if self.needs_fields and fields is None:
+    def _fields(self, c: Configurations, fields: Fields | None) -> Tensor | None:
+        if not self.needs_fields:
+            return None
+        if fields is None:
             raise ValueError(
                 "this model was trained with conditional fields of its energy; hand it "
                 "`fields=ensemble.fields`"
             )
-        return self.log_conditionals(c, fields(c) if self.needs_fields else None)
+        return fields(c)
 
     @abstractmethod
     def config(self) -> dict:
@@ -202,6 +217,12 @@ class AnyOrderARM(AbstractOccupationModel):
         """ln q(species | known sites) of every site, (batch, sites, species), float64."""
         logits = self.network(c, fields).to(torch.float64)
         allowed = c.lattice.allowed_mask(logits.device)
+        return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+    def log_conditionals_at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
+        """ln q(species | known sites) of one site of each row, (batch, species), float64."""
+        logits = self.network.at(c, fields, site).to(torch.float64)
+        allowed = c.lattice.allowed_mask(logits.device)[site]
         return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
 
     def draw_steps(self, c: Configurations, rng: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from clease_nn.configurations import Configurations
@@ -28,6 +29,13 @@ class AbstractNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, c: Configurations, fields: Tensor | None) -> Tensor:
         """Logits, shape (batch, sites, species), float32; species not allowed are not masked."""
+
+    def at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
+        """Logits of one site of each row, (batch, species), without gradients.
+
+        Networks that can compute them faster than all logits do so.
+        """
+        return self(c, fields)[torch.arange(len(c), device=site.device), site]
 
     @abstractmethod
     def config(self) -> dict:

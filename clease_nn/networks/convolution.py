@@ -157,28 +157,48 @@ class LatticeConvolution(AbstractNetwork):
         ValueError
             If fields are needed and absent, or the lattice has another parent.
         """
+        self._check(fields)
+        h, g, _, _ = self._trunk(c, fields, self.blocks)
+        u = _film(h, g[:, -1])
+        logits = self.head(u)
+        if self.needs_fields:
+            logits = logits + fields * _prior_share(c)[:, None, None]
+        return logits
+
+    @torch.no_grad()
+    def at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
+        """Logits of one site of each row, (batch, species): the last block at that site only."""
+        self._check(fields)
+        rows = torch.arange(len(c), device=site.device)
+        h, g, weights, neighbours = self._trunk(c, fields, self.blocks - 1)
+        u = _film(h, g[:, -2])
+        z = neighbours.at(u, site).flatten(1)
+        last = h[rows, site] + u.mean(1) @ self.pooled[-1] + z @ weights[-1]
+        logits = self.head(_film(last[:, None], g[:, -1])[:, 0])
+        if self.needs_fields:
+            logits = logits + fields[rows, site] * _prior_share(c)[:, None]
+        return logits
+
+    def _check(self, fields: Tensor | None) -> None:
         if self.needs_fields and fields is None:
             raise ValueError(
                 "this network was made with needs_fields=True; hand it the ensemble's fields"
             )
-        if not self.needs_fields:
-            fields = None
+
+    def _trunk(self, c, fields, blocks):
+        """Hidden state after some blocks, FiLM of all blocks, flat weights, neighbour lists."""
         neighbours, share, sublattice = self._relations(c.lattice)
         n, b, width = c.lattice.n_sites, len(c), self.channels
+        fields = fields if self.needs_fields else None
         g = self.film(global_features(c, self.box)).view(b, self.blocks + 1, 2, 1, width)
         h = self.inlet(site_features(c, fields, share, sublattice))
         weights = (self.weights * self.shell_scale).view(self.blocks, -1, width)
-        for k in range(self.blocks):
-            u = nn.functional.silu(torch.addcmul(g[:, k, 1], h, 1 + g[:, k, 0]))
+        for k in range(blocks):
+            u = _film(h, g[:, k])
             z = neighbours(u).view(n * b, -1)
             pooled = (u.mean(1) @ self.pooled[k])[:, None]
             h = h + pooled + (z @ weights[k]).view(b, n, width)
-        u = nn.functional.silu(torch.addcmul(g[:, -1, 1], h, 1 + g[:, -1, 0]))
-        logits = self.head(u)
-        if fields is not None:
-            fraction = c.known.sum(1).to(torch.float32) / n
-            logits = logits + fields * fraction[:, None, None] ** 3
-        return logits
+        return h, g, weights, neighbours
 
     # ---------------------------------------------------------------- saving
     def config(self) -> dict:
@@ -203,3 +223,13 @@ class LatticeConvolution(AbstractNetwork):
         config["box"] = ConditionRange.from_dict(config["box"])
         out._setup(**config)
         return out
+
+
+def _film(h: Tensor, g: Tensor) -> Tensor:
+    """``silu(h * (1 + scale) + shift)`` with g (batch, 2, 1, channels)."""
+    return nn.functional.silu(torch.addcmul(g[:, 1], h, 1 + g[:, 0]))
+
+
+def _prior_share(c: Configurations) -> Tensor:
+    """Weight of the physical logits: the cube of the fraction of known sites, (batch,)."""
+    return (c.known.sum(1).to(torch.float32) / c.lattice.n_sites) ** 3

@@ -53,6 +53,23 @@ def _gather(u, pointer, index, out):  # pragma: no cover - compiled
                 k += 1
 
 
+@njit
+def _gather_at(u, pointer, index, site, shells, out):  # pragma: no cover - compiled
+    """out[b, s, :] = the sums of shell s at site[b] alone."""
+    batch, _, channels = u.shape
+    for b in range(batch):
+        v = u[b]
+        for s in range(shells):
+            r = site[b] * shells + s
+            o = out[b, s]
+            for c in range(channels):
+                o[c] = 0.0
+            for k in range(pointer[r], pointer[r + 1]):
+                v0 = v[index[k]]
+                for c in range(channels):
+                    o[c] += v0[c]
+
+
 class _NeighbourSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u: Tensor, lists: Neighbours) -> Tensor:
@@ -106,6 +123,14 @@ class Neighbours:
             self._dense = self._dense.to(u.device)
         out = torch.matmul(self._dense.to(u.dtype), u)
         return out.view(len(u), self.n_sites, self.n_shells, u.shape[2])
+
+    def at(self, u: Tensor, site: Tensor) -> Tensor:
+        """The sums at one site of each row, (batch, shells, channels); not differentiable."""
+        if u.device.type != "cpu":
+            return self(u)[torch.arange(len(u), device=u.device), site]
+        out = torch.empty(len(u), self.n_shells, u.shape[2])
+        _gather_at(u.numpy(), self.pointer, self.index, site.numpy(), self.n_shells, out.numpy())
+        return out
 
 
 def _lists(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
