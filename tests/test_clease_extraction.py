@@ -131,6 +131,7 @@ def test_parent_fingerprint_ignores_the_supercell(tmp_path):
         energies.append(host.energy(atoms).fingerprint)
     assert keys[0] == keys[1] and energies[0] != energies[1]
     assert host.energy(atoms).metadata["parent"] == keys[0]
+    assert host.parent_fingerprint(atoms, {**eci, "c2_d0001_0_00": 0.0}) == keys[0]
     changed = {**eci, "c1_0": -0.021}
     assert host.parent_fingerprint(atoms, changed) != keys[0]
     settings.basis_func_type = "trigonometric"

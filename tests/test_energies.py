@@ -71,6 +71,21 @@ def test_contract(backend, seed):
     assert max(report.values()) < 1e-10
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_present_and_forbidden_species(backend):
+    """A change to the present species costs exactly 0, to a forbidden one +inf, its field is 0."""
+    lattice, tables, _ = random_system(12)
+    energy = ClusterExpansionEnergy(tables, backend=backend)
+    x = draw(lattice, 80)
+    flips = energy.flip_energies(lattice, x)
+    assert torch.equal(flips.gather(2, x.long()[:, :, None]), torch.zeros((80, 9, 1)).double())
+    allowed = torch.tensor(lattice.allowed)
+    assert bool(torch.isinf(flips[:, ~allowed]).all()) and bool(
+        torch.isfinite(flips[:, allowed]).all()
+    )
+    assert not energy.partial_fields(lattice, x)[:, ~allowed].any()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_backends_agree_on_partial_configurations(seed):
     """Kernels and torch give the same conditional energies to 1e-10 eV."""

@@ -83,7 +83,7 @@ class ClusterExpansionEnergy:
             self._check(lattice, occupations, unknown=False)
             return self._torch_backend(occupations.device).energies(occupations)
         out = np.empty(len(occupations))
-        if not kernels.energies(occupations.numpy(), self._program, self._depth, out):
+        if not kernels.energies(occupations.numpy(), self._program, out):
             self._check(lattice, occupations, unknown=False)
         return torch.from_numpy(out)
 
@@ -106,7 +106,7 @@ class ClusterExpansionEnergy:
             allowed = torch.tensor(lattice.allowed, device=local.device)
             return torch.where(allowed, local - now, torch.inf)
         out = np.empty((*occupations.shape, lattice.n_species))
-        if not kernels.flips(occupations.numpy(), self._program, self._depth, out):
+        if not kernels.flips(occupations.numpy(), self._program, out):
             self._check(lattice, occupations, unknown=False)
         return torch.from_numpy(out)
 
@@ -130,7 +130,7 @@ class ClusterExpansionEnergy:
             allowed = torch.tensor(lattice.allowed, device=local.device)
             return torch.where(allowed, local, 0.0)
         out = np.empty((*occupations.shape, lattice.n_species))
-        if not kernels.fields(occupations.numpy(), self._program, self._depth, out):
+        if not kernels.fields(occupations.numpy(), self._program, out):
             self._check(lattice, occupations, unknown=True)
         return torch.from_numpy(out)
 
@@ -141,7 +141,6 @@ class ClusterExpansionEnergy:
             self.tables.check_lattice(lattice)
             if self._allowed is None or not np.array_equal(self._allowed, lattice.allowed):
                 self._program = kernels.build_program(self.tables, lattice.allowed)
-                self._depth = self._program.max_depth
                 self._torch.clear()
             self._allowed = lattice.allowed
         occupations = torch.as_tensor(occupations).detach()

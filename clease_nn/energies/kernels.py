@@ -64,11 +64,6 @@ class Program(NamedTuple):
     forbidden: np.ndarray
     constant: float
 
-    @property
-    def max_depth(self) -> int:
-        """Longest prefix."""
-        return int(self.depth.max())
-
 
 def build_program(tables: ClusterTables, allowed: np.ndarray) -> Program:
     """Lay out tables for the kernels.
@@ -149,13 +144,13 @@ def _load(occupations, begin, count, program, species, v):
 
 
 @njit
-def energies(occupations, program, max_depth, out):
+def energies(occupations, program, out):
     """Energies into ``out`` (batch,); False if a site is unknown or impossible."""
     batch = np.uint64(len(occupations))
     n_nodes = np.uint64(len(program.depth))
     species = np.empty(np.uint64(program.forbidden.shape[0]) * _LANES, dtype=np.uint8)
     v = np.empty(np.uint64(len(program.site)) * _LANES)
-    running = np.ones(np.uint64(max_depth + 1) * _LANES)
+    running = np.ones((program.depth.max() + _ONE) * _LANES)
     total = np.empty(_LANES)
     energy = np.empty(_LANES)
     begin = np.uint64(0)
@@ -245,7 +240,7 @@ def _site_energies(s, program, gradient, local):
 
 
 @njit
-def _sweep(occupations, program, max_depth, out, relative):
+def _sweep(occupations, program, out, relative):
     """Site energies of all blocks; ``relative`` to the present species, or as they are."""
     batch = np.uint64(len(occupations))
     n_sites = np.uint64(program.forbidden.shape[0])
@@ -253,9 +248,9 @@ def _sweep(occupations, program, max_depth, out, relative):
     species = np.empty(n_sites * _LANES, dtype=np.uint8)
     v = np.empty(np.uint64(len(program.site)) * _LANES)
     gradient = np.empty(np.uint64(len(program.site)) * _LANES)
-    running = np.ones(np.uint64(max_depth + 1) * _LANES)
-    adjoint = np.empty(np.uint64(max_depth + 1) * _LANES)
-    prefix = np.zeros(max_depth + 1, dtype=np.uint64)
+    running = np.ones((program.depth.max() + _ONE) * _LANES)
+    adjoint = np.empty((program.depth.max() + _ONE) * _LANES)
+    prefix = np.zeros(program.depth.max() + _ONE, dtype=np.uint64)
     local = np.empty(n_species * _LANES)
     begin = np.uint64(0)
     while begin < batch:
@@ -279,19 +274,19 @@ def _sweep(occupations, program, max_depth, out, relative):
     return True
 
 
-def flips(occupations, program, max_depth, out):
+def flips(occupations, program, out):
     """Energies of all single-site changes into ``out`` (batch, sites, species).
 
     Zero for the present species, +inf for species not allowed. False if a site is unknown or
     impossible.
     """
-    return _sweep(occupations, program, max_depth, out, True)
+    return _sweep(occupations, program, out, True)
 
 
-def fields(occupations, program, max_depth, out):
+def fields(occupations, program, out):
     """Conditional energies of partial configurations into ``out`` (batch, sites, species).
 
     Variables of unknown sites take their mean; species not allowed read zero. False if a site
     is impossible.
     """
-    return _sweep(occupations, program, max_depth, out, False)
+    return _sweep(occupations, program, out, False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +13,10 @@ from clease_nn.energies.tables import ClusterTables
 
 __all__ = ["TorchBackend"]
 
-_ELEMENTS = 2**24  # numbers held by one temporary: batches are cut so that it stays below
+# numbers in one temporary: batches are cut so that it stays below (beyond 32 MB, host memory pays
+# page faults; a GPU wants more work at once)
+_ELEMENTS_HOST = 2**22
+_ELEMENTS_DEVICE = 2**26
 
 
 class TorchBackend:
@@ -39,12 +44,13 @@ class TorchBackend:
             index = variables[tables.pointer[terms][:, None] + np.arange(length)]
             self.groups.append(
                 (
-                    torch.as_tensor(index.T.copy(), device=device),
+                    [torch.as_tensor(row.copy(), device=device) for row in index.T],
                     torch.as_tensor(tables.coefficients[terms], device=device),
                 )
             )
         largest = max((len(c) for _, c in self.groups), default=1)
-        self.rows = max(1, _ELEMENTS // max(largest, len(used), 1))
+        elements = _ELEMENTS_HOST if torch.device(device).type == "cpu" else _ELEMENTS_DEVICE
+        self.rows = max(1, elements // max(largest, len(used), 1))
 
     def _variables(self, occupations: Tensor) -> Tensor:
         """(V, batch) values of all variables; unknown sites take their mean."""
@@ -52,32 +58,41 @@ class TorchBackend:
         species = torch.where(species < 0, self.values.shape[1] - 1, species)
         return torch.gather(self.values, 1, species)
 
-    def _energy(self, v: Tensor) -> Tensor:
-        total = torch.full((v.shape[1],), self.constant, dtype=v.dtype, device=v.device)
-        for index, coefficient in self.groups:
-            product = v[index[0]]
-            for row in index[1:]:
-                product = product * v[row]
-            total = total + coefficient @ product
-        return total
-
     def energies(self, occupations: Tensor) -> Tensor:
         """(batch,) eV."""
-        with torch.no_grad():
-            parts = [self._energy(self._variables(o)) for o in occupations.split(self.rows)]
+        parts = []
+        for o in occupations.split(self.rows):
+            v = self._variables(o)
+            total = v.new_full((len(o),), self.constant)
+            for index, coefficient in self.groups:
+                total += coefficient @ math.prod(v[row] for row in index)
+            parts.append(total)
         return torch.cat(parts)
+
+    def _gradient(self, v: Tensor) -> Tensor:
+        """(V, batch) derivatives: every variable gets the product of its term's other ones."""
+        out = torch.zeros_like(v)
+        for index, coefficient in self.groups:
+            factors = [v[row] for row in index]
+            left = coefficient[:, None].expand(-1, v.shape[1])
+            lefts = []
+            for factor in factors:
+                lefts.append(left)
+                left = left * factor
+            right = torch.ones_like(factors[0])
+            for row, factor, left in zip(
+                reversed(index), reversed(factors), reversed(lefts), strict=True
+            ):
+                out.index_add_(0, row, left * right)
+                right = right * factor
+        return out
 
     def site_energies(self, occupations: Tensor) -> Tensor:
         """(batch, sites, species): energy of every species from the terms with that site."""
         parts = []
         for o in occupations.split(self.rows):
-            v = self._variables(o).requires_grad_(True)
-            out = torch.zeros(
-                (self.n_sites, len(o), self.values.shape[1] - 1), dtype=v.dtype, device=v.device
-            )
-            if self.groups:
-                with torch.enable_grad():
-                    (gradient,) = torch.autograd.grad(self._energy(v).sum(), v)
-                out.index_add_(0, self.site, gradient[:, :, None] * self.values[:, None, :-1])
+            gradient = self._gradient(self._variables(o))
+            out = gradient.new_zeros((self.n_sites, len(o), self.values.shape[1] - 1))
+            out.index_add_(0, self.site, gradient[:, :, None] * self.values[:, None, :-1])
             parts.append(out.transpose(0, 1))
         return torch.cat(parts)

@@ -49,6 +49,18 @@ def mu_from_chem_pot(atoms_or_settings, lattice: Lattice, chem_pot: Mapping[str,
     ValueError
         If a name is neither a singlet of the settings nor a species of the lattice, the two
         forms are mixed, or a value is not finite.
+
+    Examples
+    --------
+    In the polynomial basis Au is +1 and Cu -1, so the difference is twice the ``c1_0`` of CLEASE:
+
+    >>> from clease_nn.hosts.clease import examples, extraction
+    >>> atoms = examples.cuau_emt_atoms((2, 2, 2))
+    >>> lattice = extraction.lattice(atoms)
+    >>> mu_from_chem_pot(atoms, lattice, {"c1_0": 0.03}).round(6).tolist()
+    [0.03, -0.03]
+    >>> mu_from_chem_pot(atoms, lattice, {"Au": 0.06}).tolist()
+    [0.06, 0.0]
     """
     scaled = _scaled_singlets(atoms_or_settings, lattice)
     singlets = [name for name in chem_pot if _SINGLET.fullmatch(name)]

@@ -42,8 +42,17 @@ def lattice(atoms: Atoms) -> Lattice:
         If ``atoms`` is not an Atoms object or has no Clease calculator.
     ValueError
         If an atom carries a species that the settings do not allow there.
+
+    Examples
+    --------
+    >>> from clease_nn.hosts.clease.examples import cuau_emt_atoms
+    >>> lattice(cuau_emt_atoms((2, 2, 2)))
+    Lattice(8 active sites of 8, species Au/Cu, 1 sublattices)
     """
-    settings = _settings_for(atoms)
+    return _lattice(atoms, _settings_for(atoms))
+
+
+def _lattice(atoms: Atoms, settings) -> Lattice:
     basis = _basis_of_atoms(settings)
     symbols = atoms.get_chemical_symbols()
     for i, symbol in enumerate(symbols):
@@ -89,14 +98,23 @@ def energy(atoms: Atoms, eci: Mapping[str, float] | None = None) -> ClusterExpan
         If ``atoms`` is not an Atoms object or has no Clease calculator.
     ValueError
         If an ECI is not finite or names a cluster that the settings do not have.
+
+    Examples
+    --------
+    >>> from clease_nn.hosts.clease.examples import cuau_emt_atoms
+    >>> atoms = cuau_emt_atoms((2, 2, 2))
+    >>> host = lattice(atoms)
+    >>> e = energy(atoms)(host, host.occupations(atoms)[None])
+    >>> abs(e.item() - atoms.get_potential_energy()) < 1e-10
+    True
     """
-    host = lattice(atoms)
     settings = _settings_for(atoms)
+    host = _lattice(atoms, settings)
     eci = _checked_eci(atoms, settings, eci)
     terms = _Terms(settings, host)
     terms.add(eci)
     tables = ClusterTables.from_terms(host.n_sites, terms.functions, terms.terms, terms.constant)
-    return ClusterExpansionEnergy(tables, {"parent": parent_fingerprint(atoms, eci), "eci": eci})
+    return ClusterExpansionEnergy(tables, {"parent": _parent(settings, eci), "eci": eci})
 
 
 def parent_fingerprint(atoms: Atoms, eci: Mapping[str, float] | None = None) -> str:
@@ -111,7 +129,10 @@ def parent_fingerprint(atoms: Atoms, eci: Mapping[str, float] | None = None) -> 
         As :func:`energy`.
     """
     settings = _settings_for(atoms)
-    eci = _checked_eci(atoms, settings, eci)
+    return _parent(settings, _checked_eci(atoms, settings, eci))
+
+
+def _parent(settings, eci: Mapping[str, float]) -> str:
     h = hashlib.sha256()
 
     def put(*parts):
@@ -120,7 +141,9 @@ def parent_fingerprint(atoms: Atoms, eci: Mapping[str, float] | None = None) -> 
                 part = (np.round(part.astype(float), 6) + 0.0).tobytes()
             h.update(part if isinstance(part, bytes) else f"{part}|".encode())
 
-    put(*[f"{name}={eci[name]:.12f}" for name in sorted(eci)])
+    # an ECI of zero is no ECI: CLEASE wants one before it takes a chemical potential
+    rounded = {name: round(value, 12) for name, value in eci.items()}
+    put(*[f"{name}={rounded[name]:.12f}" for name in sorted(rounded) if rounded[name]])
     primitive = settings.prim_cell
     put(np.array(primitive.cell), primitive.positions, primitive.get_tags())
     put(*primitive.get_chemical_symbols())
