@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 SETUP := $(VENV)/.installed
 SETUP_DOCS := $(VENV)/.installed-docs
-EXAMPLES := $(filter-out examples/_%,$(wildcard examples/*.py))
-BENCHMARKS := $(filter-out examples/benchmarks/_%,$(wildcard examples/benchmarks/*.py))
+EXAMPLES := $(wildcard examples/*.py)
+BENCHMARKS := $(filter-out %/common.py,$(wildcard examples/benchmarks/*.py))
 
 .PHONY: demo test test-slow docs lint format examples benchmarks setup clean
 

@@ -5,8 +5,9 @@
 
 The committed ``clease_nn/data/cuau_emt.json`` is the output of the full run. Structures are every
 ordered fcc cell of up to five atoms, random 16- and 27-atom cells, and 16-atom ground states of a
-first fit. EMT is a cheap stand-in for density functional theory: its Cu-Au has weak ordering and a
-large size mismatch, so read the expansion as a realistic test case and not as the real alloy.
+first fit; cells that relax off the fcc lattice are dropped. EMT is a cheap stand-in for density
+functional theory: its Cu-Au has weak ordering and a large size mismatch, so read the expansion as
+a realistic test case and not as the real alloy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -31,9 +33,14 @@ from ase.filters import FrechetCellFilter
 from ase.geometry import find_mic
 from ase.optimize import BFGS
 from clease import Evaluate
+from clease.regression import Tikhonov
 from clease.settings import CEBulk, ClusterExpansionSettings, Concentration
 from clease.structgen import MaxAttemptReachedError, NewStructures
 from clease.tools import update_db
+
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts import clease as host
+from clease_nn.hosts.clease.examples import cuau_emt_atoms
 
 SETTINGS = {
     "crystalstructure": "fcc",
@@ -44,6 +51,7 @@ SETTINGS = {
 }
 SIZE = (2, 2, 4)
 COLLAPSED = 0.35  # largest displacement in nearest-neighbour distances before a cell is dropped
+HULL = 0.01  # eV per atom above the hull at which a structure counts 1/e in the fit
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -81,21 +89,21 @@ def main(argv: list[str] | None = None) -> dict:
             new = NewStructures(settings, generation, struct_per_gen=n_random // 2)
             new.generate_random_structures(atoms=cell.repeat(size))
         dropped += calculate(settings, reference)
-        evaluation, alpha, cv = fit(settings)
-        report("ordered and random structures", evaluation, alpha, cv)
+        first = fit(settings)
+        print(f"ordered and random cells: {first}", flush=True)
 
         new = NewStructures(settings, generation_number=3, struct_per_gen=n_ground)
         for atoms in compositions(cell.repeat(SIZE), n_ground):
             try:
-                new.generate_gs_structure(atoms, evaluation.get_eci_dict())
+                new.generate_gs_structure(atoms, first.eci)
             except MaxAttemptReachedError:
                 continue  # the ground state of this composition is known already
         dropped += calculate(settings, reference)
-        evaluation, alpha, cv = fit(settings)
-        report("with ground states of that fit", evaluation, alpha, cv)
+        final = fit(settings)
+        print(f"with ground states of that fit: {final}", flush=True)
 
     data = {
-        "eci": {name: round(value, 10) for name, value in evaluation.get_eci_dict().items()},
+        "eci": {name: round(float(value), 10) for name, value in final.eci.items()},
         "settings": SETTINGS,
         "provenance": {
             "script": "examples/fit_cuau_emt.py",
@@ -103,12 +111,14 @@ def main(argv: list[str] | None = None) -> dict:
             "cells and positions relaxed to 0.02 eV/angstrom",
             "versions": {"ase": ase.__version__, "clease": str(clease.__version__)},
             "seed": args.seed,
-            "structures": len(evaluation.e_dft),
+            "structures": final.structures,
             "structures_dropped": len(dropped),
-            "alpha": alpha,
-            "cross_validation_meV_per_atom": round(1e3 * cv, 3),
-            "rmse_meV_per_atom": round(1e3 * float(evaluation.rmse()), 3),
-            "spread_meV_per_atom": round(1e3 * float(np.std(evaluation.e_dft)), 3),
+            "weights": f"exp(-(energy above the hull) / {HULL} eV)",
+            "alpha": final.alpha,
+            "spread_meV_per_atom": round(1e3 * final.spread, 3),
+            "rmse_meV_per_atom": round(1e3 * final.rmse, 3),
+            "leave_one_out_meV_per_atom": round(1e3 * final.leave_one_out, 3),
+            "leave_one_out_low_meV_per_atom": round(1e3 * final.leave_one_out_low, 3),
         },
     }
     for name, why in dropped:
@@ -215,58 +225,112 @@ def calculate(settings: ClusterExpansionSettings, reference: dict) -> list[tuple
 
 
 # ------------------------------------------------------------------ fit
-def fit(settings: ClusterExpansionSettings) -> tuple[Evaluate, float, float]:
-    """Ridge regression with the penalty of the least leave-one-out error."""
-    evaluation = Evaluate(settings, fitting_scheme="l2", scoring_scheme="loocv")
-    alphas, scores = evaluation.alpha_CV(alpha_min=1e-8, alpha_max=1e-1, num_alpha=29)
-    alpha = float(alphas[int(np.argmin(scores))])
-    evaluation.set_fitting_scheme("l2", alpha)
-    cv = float(evaluation.get_cv_score())
+class WeightedRidge(Tikhonov):
+    """Ridge regression in which every structure has a weight."""
+
+    def __init__(self, alpha: float, weights: np.ndarray):
+        super().__init__(alpha=alpha, normalize=False)
+        self.weights = weights
+
+    @property
+    def weight_matrix(self) -> np.ndarray:
+        return np.diag(self.weights)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted expansion with its errors, energies in eV per atom."""
+
+    eci: dict[str, float]
+    alpha: float
+    structures: int
+    spread: float
+    rmse: float
+    leave_one_out: float
+    leave_one_out_low: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.structures} structures, {len(self.eci)} ECIs, alpha {self.alpha:.1e}; "
+            f"spread of the energies {1e3 * self.spread:.1f} meV/atom, RMSE {1e3 * self.rmse:.1f}, "
+            f"leave-one-out {1e3 * self.leave_one_out:.1f} (structures up to {1e3 * HULL:.0f} "
+            f"meV/atom above the hull: {1e3 * self.leave_one_out_low:.1f})"
+        )
+
+
+def fit(settings: ClusterExpansionSettings) -> Fit:
+    """Weighted ridge regression, the penalty chosen by the weighted leave-one-out error.
+
+    The weight of a structure is ``exp(-(energy above the hull) / 10 meV)``: layered cells with
+    coherency strain lie 50 meV/atom up, short clusters cannot describe them, and unweighted they
+    spoil the pure elements and ordered phases that decide the thermodynamics.
+    """
+    evaluation = Evaluate(settings, fitting_scheme="l2")
+    matrix, energies = evaluation.cf_matrix, evaluation.e_dft
+    gold = np.round((1 + matrix[:, evaluation.cf_names.index("c1_0")]) / 2, 6)
+    above = energies - np.interp(gold, *lower_hull(gold, energies))
+    weights = np.exp(-above / HULL)
+
+    def left_out(alpha: float) -> np.ndarray:
+        """Error of every structure in the fit to all others."""
+        out = np.empty(len(energies))
+        for i in range(len(energies)):
+            keep = np.arange(len(energies)) != i
+            eci = WeightedRidge(alpha, weights[keep]).fit(matrix[keep], energies[keep])
+            out[i] = matrix[i] @ eci - energies[i]
+        return out
+
+    errors = {float(a): left_out(float(a)) for a in np.logspace(-7, 0, 15)}
+    alpha = min(errors, key=lambda a: float(weights @ errors[a] ** 2))
+    evaluation.set_fitting_scheme(WeightedRidge(alpha, weights))
     evaluation.fit()
-    return evaluation, alpha, cv
-
-
-def report(title: str, evaluation: Evaluate, alpha: float, cv: float) -> None:
-    print(
-        f"{title}: {len(evaluation.e_dft)} structures, {len(evaluation.get_eci_dict())} ECIs, "
-        f"alpha {alpha:.1e}, leave-one-out {1e3 * cv:.2f} meV/atom, "
-        f"RMSE {1e3 * evaluation.rmse():.2f} meV/atom, "
-        f"spread of the energies {1e3 * np.std(evaluation.e_dft):.1f} meV/atom",
-        flush=True,
+    residual = matrix @ evaluation.get_eci() - energies
+    return Fit(
+        eci=evaluation.get_eci_dict(),
+        alpha=alpha,
+        structures=len(energies),
+        spread=float(np.std(energies)),
+        rmse=rms(residual),
+        leave_one_out=rms(errors[alpha]),
+        leave_one_out_low=rms(errors[alpha][above < HULL]),
     )
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def lower_hull(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the lower convex hull of points (x, y), from the least x to the largest."""
+    corners: list[tuple[float, float]] = []
+    for px, py in sorted((v, y[x == v].min()) for v in np.unique(x)):
+        while len(corners) > 1:
+            (ax, ay), (bx, by) = corners[-2:]
+            if (by - ay) * (px - ax) < (py - ay) * (bx - ax):
+                break
+            corners.pop()
+        corners.append((px, py))
+    return np.array([c[0] for c in corners]), np.array([c[1] for c in corners])
 
 
 def ground_states(data: dict) -> None:
     """Print the ground states of the 16-site cell over the chemical potential, enumerated."""
-    from clease_nn.ensemble import SemiGrandCanonical
-    from clease_nn.hosts import clease as host
-    from clease_nn.hosts.clease.examples import cuau_emt_atoms
-
     atoms = cuau_emt_atoms(SIZE, data)
     lattice, energy = host.lattice(atoms), host.energy(atoms)
     states = SemiGrandCanonical(energy).enumerate(lattice)
-    gold = (states.occupations == lattice.species.index("Au")).sum(1).numpy()
-    energies = states.energy.numpy()
-    lowest = np.array([energies[gold == n].min() for n in range(lattice.n_sites + 1)])
-    print(f"\nground states of {lattice.n_sites} sites (of {len(energies)} enumerated)")
-    print("  Au   meV/site   states   stable for mu_Au - mu_Cu (meV)")
-    low = -np.inf
-    n = 0
-    while True:
-        slopes = (lowest[n + 1 :] - lowest[n]) / np.arange(1, lattice.n_sites - n + 1)
-        high = slopes.min() if len(slopes) else np.inf
-        count = int(((gold == n) & (energies < lowest[n] + 1e-7)).sum())
+    n_gold = (states.occupations == lattice.species.index("Au")).sum(1).numpy()
+    energies = states.energy.numpy() / lattice.n_sites
+    corners, lowest = lower_hull(n_gold, energies)
+    slopes = 1e3 * lattice.n_sites * np.diff(lowest) / np.diff(corners)
+    edges = [-np.inf, *slopes, np.inf]
+    print(f"\nground states of {lattice.n_sites} sites (all {len(energies)} states enumerated)")
+    print("  Au   meV/site   states   below the mean of its composition   mu_Au - mu_Cu (meV)")
+    for k, (n, e) in enumerate(zip(corners, lowest, strict=True)):
+        here = energies[n_gold == n]
         print(
-            f"  {n:2d} {1e3 * lowest[n] / lattice.n_sites:10.2f} {count:8d}   "
-            f"{1e3 * low:8.1f} to {1e3 * high:.1f}"
+            f"  {n:2.0f} {1e3 * e:10.2f} {(here < e + 1e-9).sum():8d} "
+            f"{1e3 * (here.mean() - e):20.1f} {edges[k]:26.1f} to {edges[k + 1]:.1f}"
         )
-        if not len(slopes):
-            break
-        n, low = n + 1 + int(np.flatnonzero(slopes < high + 1e-9)[-1]), high
-    mixed = [energies[gold == k].mean() / lattice.n_sites for k in (4, 8, 12)]
-    for k, mean in zip((4, 8, 12), mixed, strict=True):
-        gain = mean - lowest[k] / lattice.n_sites
-        print(f"  {k} Au: lowest state {1e3 * gain:.1f} meV/site below the mean of all states")
 
 
 if __name__ == "__main__":
