@@ -1,6 +1,17 @@
 """Monte Carlo chains over many conditions at once, and parallel tempering with ln Z."""
 
 from clease_nn.montecarlo.chains import Chains, heat_bath_probabilities
-from clease_nn.montecarlo.tempering import ParallelTempering
+from clease_nn.montecarlo.frozen import FrozenChains, frozen_chains, ground_state_bound
+from clease_nn.montecarlo.growth import growth_stages
+from clease_nn.montecarlo.tempering import ParallelTempering, TemperingResult
 
-__all__ = ["Chains", "ParallelTempering", "heat_bath_probabilities"]
+__all__ = [
+    "Chains",
+    "FrozenChains",
+    "ParallelTempering",
+    "TemperingResult",
+    "frozen_chains",
+    "ground_state_bound",
+    "growth_stages",
+    "heat_bath_probabilities",
+]

@@ -1,16 +1,64 @@
-"""Parallel tempering over a grid of temperatures and chemical potentials."""
+"""Parallel tempering over a grid of temperatures and chemical potentials, with ln Z."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
 from clease_nn.montecarlo.chains import Chains
+from clease_nn.montecarlo.frozen import FrozenChains, frozen_chains, ground_state_bound
+from clease_nn.montecarlo.growth import growth_stages, small_lattice
+from clease_nn.montecarlo.log_z import bennett, combine
+from clease_nn.statistics import Estimate
+from clease_nn.warnings import ChainWarning
 
-__all__ = ["ParallelTempering"]
+__all__ = ["ParallelTempering", "TemperingResult"]
+
+_GROW_ABOVE = 32  # sites; smaller cells order from random starts
+_HOT = 1e12  # K; stands for the rungs of the ladder, whose beta may be zero
+_STARTS = ("grow", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class TemperingResult:
+    """What a parallel tempering run found.
+
+    Attributes
+    ----------
+    configurations : Configurations
+        Unweighted configurations, chain by chain, rows of a chain in time order; ``chain`` is the
+        index of the condition in ``conditions``.
+    conditions : Conditions
+        Conditions of the grid, the last axis fastest.
+    log_z : Estimate or None
+        ln Z of every condition with one standard error, autocorrelation included.
+    lower_bound : Tensor or None
+        Rigorous lower bound of ln Z from the lowest configurations seen and their translations.
+    swap_acceptance : ndarray, shape (axes,)
+        Share of exchanges accepted along temperature and each chemical potential.
+    worst_acceptance : float
+        Share of exchanges accepted by the worst pair of neighbours.
+    energy_evaluations : int
+        A single-site energy difference counts as one.
+    """
+
+    configurations: Configurations
+    conditions: Conditions
+    log_z: Estimate | None
+    lower_bound: torch.Tensor | None
+    swap_acceptance: np.ndarray
+    worst_acceptance: float
+    energy_evaluations: int
 
 
 class ParallelTempering:
@@ -19,7 +67,7 @@ class ParallelTempering:
     Neighbours along temperature and along every chemical potential exchange in turn. Two
     conditions ``i, j`` exchange with probability
     ``min(1, w_i(x_j) w_j(x_i) / (w_i(x_i) w_j(x_j)))``, ``w = exp(-(E - mu.N)/kT)``, which leaves
-    every ``w`` stationary (Geyer 1991).
+    every ``w`` stationary [1]_. Exchange in temperature alone was seen to miss stable phases.
 
     Parameters
     ----------
@@ -34,13 +82,32 @@ class ParallelTempering:
     sweeps_per_exchange : int
         Heat-bath sweeps between exchanges.
     jitter : bool
-        Draw every condition uniformly within its cell of the grid instead of on its corner: the
-        chains then cover the box instead of a few isotherms. Only with a ConditionRange.
+        Draw every condition uniformly within its cell of the grid, once and for all: the chains
+        then cover the box instead of a few isotherms. Only with a ConditionRange.
+    start : {"grow", "random"}
+        ``"grow"``: equilibrate smaller periodic cells and copy them into the larger, in stages
+        (cluster expansions on more than 32 sites that have subcells; random otherwise).
+    grow_steps : int
+        Steps of every stage of growth.
 
     Raises
     ------
     ValueError
-        If the shape does not fit the box.
+        If the shape does not fit the box or the start is unknown.
+
+    References
+    ----------
+    .. [1] C. J. Geyer, Computing Science and Statistics 23, 156 (1991).
+
+    Examples
+    --------
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> lattice = Lattice.square(4)
+    >>> box = ConditionRange((20000, 60000), [-0.5], [0.5], [[-1.0, 1.0]])
+    >>> ensemble = SemiGrandCanonical(ising_energy(lattice))
+    >>> result = ParallelTempering(ensemble, lattice, box, shape=(4, 3), seed=1).run(200)
+    >>> bool((abs(result.log_z.z(ensemble.enumerate(lattice).log_z(result.conditions))) < 5).all())
+    True
     """
 
     def __init__(
@@ -52,25 +119,36 @@ class ParallelTempering:
         seed: int | np.random.SeedSequence = 0,
         sweeps_per_exchange: int = 4,
         jitter: bool = False,
-        start: str = "random",
+        start: str = "grow",
+        grow_steps: int = 100,
     ):
         sequence = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
-        for_grid, for_chains, for_swaps = sequence.spawn(3)
+        for_grid, for_chains, for_swaps, for_growth = sequence.spawn(4)
         self.shape = tuple(int(n) for n in shape)
         if sweeps_per_exchange < 1:
             raise ValueError(f"sweeps_per_exchange must be at least 1, got {sweeps_per_exchange}")
+        if start not in _STARTS:
+            raise ValueError(f"start must be one of {_STARTS}, got {start!r}")
         self.sweeps_per_exchange = int(sweeps_per_exchange)
-        self.box = box
         conditions = _grid(box, self.shape, jitter, np.random.default_rng(for_grid))
-        self.chains = Chains(ensemble, lattice, conditions, seed=for_chains)
+        occupations = None
+        if start == "grow":
+            occupations = _grown(ensemble, lattice, conditions, self.shape, grow_steps, for_growth)
+        self.chains = Chains(ensemble, lattice, conditions, occupations, seed=for_chains)
         self.rng = np.random.default_rng(for_swaps)
-        self.pairs = [neighbour_pairs(self.shape, axis) for axis in range(len(self.shape))]
-        self.replica = np.arange(len(conditions))
+        self.n_grid = len(conditions)
+        self._rungs = 0
+        self._connect(np.arange(self.n_grid).reshape(self.shape))
+        self.replica = np.arange(self.n_grid)
         self.steps = 0
-        self.swaps_attempted = np.zeros(len(self.shape), dtype=np.int64)
-        self.swaps_accepted = np.zeros(len(self.shape), dtype=np.int64)
+
+    # ------------------------------------------------------------------ state
+    @property
+    def ensemble(self) -> SemiGrandCanonical:
+        """Ensemble of the chains."""
+        return self.chains.ensemble
 
     @property
     def lattice(self) -> Lattice:
@@ -80,12 +158,19 @@ class ParallelTempering:
     @property
     def conditions(self) -> Conditions:
         """Conditions of the grid, the last axis fastest."""
-        return self.chains.conditions
+        return self.chains.conditions[: self.n_grid]
 
     @property
     def occupations(self) -> np.ndarray:
-        """Present configurations, shape (chains, sites), int8."""
-        return self.chains.occupations
+        """Present configurations of the grid, shape (conditions, sites), int8."""
+        return self.chains.occupations[: self.n_grid]
+
+    @property
+    def configurations(self) -> Configurations:
+        """Present configurations of the grid, scored."""
+        return self._configurations(
+            self.occupations.copy(), self.chains.energy[: self.n_grid], np.arange(self.n_grid)
+        )
 
     @property
     def energy_evaluations(self) -> int:
@@ -95,43 +180,302 @@ class ParallelTempering:
     @property
     def swap_acceptance(self) -> np.ndarray:
         """Share of exchanges accepted along temperature and every chemical potential."""
-        return self.swaps_accepted / np.maximum(self.swaps_attempted, 1)
+        done = [
+            sum(n * len(p[0]) for n, p in zip(attempted, both, strict=True))
+            for attempted, both in zip(self._attempted, self._pairs, strict=True)
+        ]
+        return np.array([a.sum() / max(n, 1) for a, n in zip(self._accepted, done, strict=True)])
 
+    def _configurations(self, occupations, energy, row) -> Configurations:
+        c = Configurations(
+            self.lattice,
+            self.conditions[torch.as_tensor(row)],
+            torch.from_numpy(occupations),
+            chain=torch.as_tensor(row, dtype=torch.int64),
+        )
+        energy = torch.as_tensor(np.array(energy, dtype=float))
+        return replace(c, energy=energy, log_target=self.ensemble.log_weight(c, energy))
+
+    # ------------------------------------------------------------------ moves
     def step(self) -> tuple[torch.Tensor, Conditions]:
         """Sweeps of all chains, then exchanges along every axis of the grid.
 
         Returns
         -------
-        occupations : Tensor, shape (chains, sites), int8
-            A copy of the present configurations.
+        occupations : Tensor, shape (conditions, sites), int8
+            A copy of the present configurations of the grid.
         conditions : Conditions
             Their conditions.
         """
         self.chains.sweep(self.sweeps_per_exchange)
         self.exchange()
         self.steps += 1
-        return torch.from_numpy(self.chains.occupations.copy()), self.conditions
+        return torch.from_numpy(self.occupations.copy()), self.conditions
 
     def exchange(self) -> None:
         """Exchange neighbours along every axis, even and odd pairs in turn."""
         chains = self.chains
-        for axis, both in enumerate(self.pairs):
+        counts = chains.counts()
+        energy = chains.energy
+        place = np.arange(len(chains))  # where the configuration now at a condition came from
+        for axis, both in enumerate(self._pairs):
             i, j = both[self.steps % 2]
             if len(i) == 0:
                 continue
-            energy, counts = chains.energy, chains.counts()
-            d_energy = energy[i] - energy[j]
-            d_counts = counts[i] - counts[j]
-            log_ratio = (chains.beta[i] - chains.beta[j]) * d_energy
-            log_ratio -= ((chains.beta_mu[i] - chains.beta_mu[j]) * d_counts).sum(1)
-            take = np.log(self.rng.random(len(i))) < log_ratio
-            order = np.arange(len(chains))
-            order[i[take]], order[j[take]] = j[take], i[take]
-            chains.permute(order)
-            self.replica = self.replica[order]
-            self.swaps_attempted[axis] += len(i)
-            self.swaps_accepted[axis] += int(take.sum())
+            a, b = place[i], place[j]
+            log_ratio = (chains.beta[i] - chains.beta[j]) * (energy[a] - energy[b])
+            log_ratio -= ((chains.beta_mu[i] - chains.beta_mu[j]) * (counts[a] - counts[b])).sum(1)
+            take = np.log1p(-self.rng.random(len(i))) < log_ratio
+            place[i[take]], place[j[take]] = b[take], a[take]
+            self._attempted[axis][self.steps % 2] += 1
+            self._accepted[axis][self.steps % 2, : len(i)] += take
+        chains.permute(place)
+        self.replica = self.replica[place]
 
+    def thaw(self, margin: float = 6.0, sweeps: int = 16) -> FrozenChains:
+        """Replace frozen chains by copies of the best configuration at their condition.
+
+        The copies are shifted by random lattice translations. Use it before the measured part of
+        a run: the replacement itself does not keep the distribution.
+
+        Returns
+        -------
+        FrozenChains
+            The state before the replacement; ``margin`` and ``sweeps`` as in
+            :func:`frozen_chains`.
+        """
+        test = frozen_chains(
+            self.ensemble,
+            self.configurations,
+            sweeps=sweeps,
+            margin=margin,
+            seed=np.random.SeedSequence(self.rng.integers(2**63)),
+        )
+        rows = np.flatnonzero(test.mask)
+        if len(rows):
+            shifts = self.lattice.translations
+            shift = shifts[self.rng.integers(len(shifts), size=len(rows))]
+            fresh = self.chains.occupations.copy()
+            fresh[rows] = np.take_along_axis(self.occupations[test.best[rows]], shift, 1)
+            self.chains.occupations = fresh
+        return test
+
+    # ------------------------------------------------------------------ runs
+    def run(
+        self,
+        n_steps: int,
+        burn_in: int | None = None,
+        *,
+        interval: int = 1,
+        log_z: bool = True,
+        thaw: bool = True,
+        progress: bool = False,
+    ) -> TemperingResult:
+        """Sample all conditions and, if asked for, determine ln Z of each.
+
+        For ln Z the grid is extended by rungs of higher temperature up to ``beta = 0``, where ln Z
+        is the logarithm of the number of configurations, at every chemical potential. Differences
+        between neighbours (Bennett's acceptance ratio) are combined by least squares.
+
+        Parameters
+        ----------
+        n_steps : int
+            Steps that are measured, at least 10.
+        burn_in : int, optional
+            Steps before. Default: a quarter of ``n_steps``.
+        interval : int
+            Configurations are kept every so many steps; ln Z uses all steps.
+        log_z : bool
+        thaw : bool
+            Replace frozen chains halfway through and at the end of the burn-in.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        TemperingResult
+
+        Raises
+        ------
+        ValueError
+            If ``n_steps`` or ``interval`` is too small.
+
+        Warns
+        -----
+        ChainWarning
+            If neighbours hardly ever exchange, chains remain frozen, or an estimate of ln Z
+            lies below its rigorous lower bound by more than four standard errors.
+        """
+        if n_steps < 10:
+            raise ValueError(f"n_steps must be at least 10, got {n_steps}")
+        if not 1 <= interval <= n_steps:
+            raise ValueError(f"interval must be between 1 and {n_steps}, got {interval}")
+        burn_in = n_steps // 4 if burn_in is None else int(burn_in)
+        if log_z and self._rungs == 0:
+            self._extend()
+        bar = tqdm(total=burn_in + n_steps, disable=not progress, desc="parallel tempering")
+        for k in range(burn_in):
+            if thaw and k == burn_in // 2:
+                self.thaw()
+            self.step()
+            bar.update()
+        if thaw and burn_in and self.thaw().mask.any():
+            for _ in range(burn_in // 2):
+                self.step()
+        for counter in (*self._accepted, *self._attempted):
+            counter[:] = 0
+        kept, kept_energy = [], []
+        energy = np.empty((n_steps, len(self.chains)))
+        counts = np.empty((n_steps, len(self.chains), self.lattice.n_species))
+        for k in range(n_steps):
+            self.step()
+            energy[k], counts[k] = self.chains.energy, self.chains.counts()
+            if (k + 1) % interval == 0:
+                kept.append(self.occupations.copy())
+                kept_energy.append(energy[k, : self.n_grid].copy())
+            bar.update()
+        bar.close()
+        occupations = np.stack(kept, 1).reshape(-1, self.lattice.n_sites)
+        row = np.repeat(np.arange(self.n_grid), len(kept))
+        configurations = self._configurations(occupations, np.stack(kept_energy, 1).ravel(), row)
+        estimate = bound = None
+        if log_z:
+            estimate = self._log_z(energy, counts)
+            bound = ground_state_bound(self.ensemble, configurations, self.conditions)
+        result = TemperingResult(
+            configurations=configurations,
+            conditions=self.conditions,
+            log_z=estimate,
+            lower_bound=bound,
+            swap_acceptance=self.swap_acceptance,
+            worst_acceptance=self._worst_acceptance(),
+            energy_evaluations=self.energy_evaluations,
+        )
+        self._warn(result, n_steps)
+        return result
+
+    def _warn(self, result: TemperingResult, n_steps: int) -> None:
+        if result.worst_acceptance * n_steps < 10:
+            warnings.warn(
+                f"a pair of neighbouring conditions exchanged {result.worst_acceptance:.1%} of the "
+                f"times (along the axes: {np.round(result.swap_acceptance, 3)}); ln Z and its "
+                "error are not reliable. Use a finer grid or more steps",
+                ChainWarning,
+                stacklevel=3,
+            )
+        if result.log_z is None:
+            return
+        short = result.lower_bound.numpy() - result.log_z.value
+        bad = np.flatnonzero(short > 4 * result.log_z.error + 1e-6)
+        if len(bad):
+            k = bad[np.argmax(short[bad])]
+            warnings.warn(
+                f"ln Z lies below its rigorous lower bound at {len(bad)} of {self.n_grid} "
+                f"conditions, by {short[k]:.2f} at {float(self.conditions.temperature[k]):.0f} K, "
+                f"mu {self.conditions.mu[k].tolist()} eV: the chains missed the stable phase "
+                "there. Start from other configurations, use a denser grid or more steps",
+                ChainWarning,
+                stacklevel=3,
+            )
+
+    def _worst_acceptance(self) -> float:
+        shares = []
+        for both, accepted, attempted in zip(
+            self._pairs, self._accepted, self._attempted, strict=True
+        ):
+            for parity in (0, 1):
+                n = len(both[parity][0])
+                if n and attempted[parity]:
+                    shares.append((accepted[parity, :n] / attempted[parity]).min())
+        return float(min(shares, default=1.0))
+
+    def _log_z(self, energy: np.ndarray, counts: np.ndarray) -> Estimate:
+        """ln Z on the grid from energies (time, chains) and counts (time, chains, species)."""
+        beta, beta_mu = self.chains.beta, self.chains.beta_mu
+        pairs = [p for both in self._pairs for p in both if len(p[0])]
+        i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        known = beta == 0
+        useful = ~(known[i] & known[j])
+        i, j = i[useful], j[useful]
+        parts = []
+        for k in range(0, len(i), 256):
+            a, b = i[k : k + 256], j[k : k + 256]
+            d_beta, d_mu = beta[b] - beta[a], beta_mu[b] - beta_mu[a]
+
+            def change(at, d_beta=d_beta, d_mu=d_mu):
+                return (counts[:, at] * d_mu).sum(2) - d_beta * energy[:, at]
+
+            parts.append(bennett(change(a), change(b)))
+        difference, influence, variance = (
+            np.concatenate(p, axis=-1) for p in zip(*parts, strict=True)
+        )
+        value, error = combine(
+            len(beta), (i, j), difference, influence, variance, known, self.lattice.log_states
+        )
+        return Estimate(value[: self.n_grid], error[: self.n_grid])
+
+    # ------------------------------------------------------------------ the ladder to beta = 0
+    def _connect(self, index: np.ndarray) -> None:
+        """Pairs of neighbours of a grid of chain numbers, and their counters."""
+        axes = range(len(self.shape))
+        self._pairs = [_neighbours(index, axis) for axis in axes]
+        self._accepted = [
+            np.zeros((2, max(len(p[0]) for p in both)), dtype=np.int64) for both in self._pairs
+        ]
+        self._attempted = [np.zeros(2, dtype=np.int64) for _ in axes]
+
+    def _extend(self, rungs: int | None = None) -> None:
+        """Append rungs between the hottest row of the grid and infinite temperature."""
+        beta = self.chains.beta.reshape(self.shape[0], -1)
+        beta_mu = self.chains.beta_mu.reshape(self.shape[0], -1, self.lattice.n_species)
+        last = beta[-1].mean() <= beta[0].mean()
+        hot, hot_mu = (beta[-1], beta_mu[-1]) if last else (beta[0], beta_mu[0])
+        if rungs is None:
+            rungs = self._rungs_needed(hot, hot_mu)
+        columns = len(hot)
+        factor = np.repeat(np.arange(rungs - 1, -1, -1) / rungs, columns)
+        index = np.arange(self.n_grid).reshape(self.shape)
+        ladder = self.n_grid + np.arange(rungs * columns).reshape(rungs, *self.shape[1:])
+        self._connect(
+            np.concatenate([index, ladder]) if last else np.concatenate([ladder[::-1], index])
+        )
+        old = self.chains
+        mu = torch.zeros((rungs * columns, self.lattice.n_species), dtype=torch.float64)
+        hot_conditions = Conditions(torch.full((rungs * columns,), _HOT), mu)
+        state = self.rng.integers(2**63)
+        self.chains = Chains(
+            old.ensemble,
+            old.lattice,
+            Conditions.cat([self.conditions, hot_conditions]),
+            np.concatenate(
+                [
+                    old.occupations,
+                    Chains(old.ensemble, old.lattice, hot_conditions, seed=state).occupations,
+                ]
+            ),
+            seed=np.random.SeedSequence([state, 1]),
+        )
+        self.chains.engine.evaluations = old.engine.evaluations
+        self.chains.set_weights(
+            np.concatenate([old.beta, factor * np.tile(hot, rungs)]),
+            np.concatenate([old.beta_mu, factor[:, None] * np.tile(hot_mu, (rungs, 1))]),
+        )
+        self.replica = np.concatenate([self.replica, np.arange(self.n_grid, len(self.chains))])
+        self._rungs = rungs
+
+    def _rungs_needed(self, hot: np.ndarray, hot_mu: np.ndarray) -> int:
+        """One rung for each standard deviation of ln w among random configurations."""
+        n = 256
+        trial = Chains(
+            self.ensemble,
+            self.lattice,
+            Conditions(torch.full((n,), _HOT), torch.zeros(n, self.lattice.n_species)),
+            seed=np.random.SeedSequence(self.rng.integers(2**63)),
+        )
+        log_weight = trial.counts() @ hot_mu.T - trial.energy[:, None] * hot
+        return int(np.clip(np.ceil(log_weight.std(0).max()), 1, 200))
+
+    # ------------------------------------------------------------------ resume
     def state_dict(self) -> dict:
         """Everything that a bitwise continuation needs: arrays and generator states."""
         return {
@@ -139,32 +483,84 @@ class ParallelTempering:
             "rng": self.rng.bit_generator.state,
             "replica": self.replica.copy(),
             "steps": self.steps,
-            "shape": self.shape,
-            "swaps_attempted": self.swaps_attempted.copy(),
-            "swaps_accepted": self.swaps_accepted.copy(),
+            "shape": list(self.shape),
+            "rungs": self._rungs,
+            "accepted": [a.copy() for a in self._accepted],
+            "attempted": [a.copy() for a in self._attempted],
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a state written by :meth:`state_dict`."""
+        """Continue from a state written by :meth:`state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If the state belongs to a grid of another shape.
+        """
         if tuple(state["shape"]) != self.shape:
-            raise ValueError(f"the saved grid has shape {state['shape']}, this one {self.shape}")
+            raise ValueError(
+                f"the saved grid has shape {tuple(state['shape'])}, this one {self.shape}"
+            )
+        if int(state["rungs"]) != self._rungs:
+            if self._rungs:
+                raise ValueError(
+                    "this grid already has a ladder for ln Z of another length than the saved "
+                    "one; load the state into a new ParallelTempering"
+                )
+            self._extend(int(state["rungs"]))
         self.chains.load_state_dict(state["chains"])
         self.rng.bit_generator.state = state["rng"]
         self.replica = np.array(state["replica"], dtype=np.int64)
         self.steps = int(state["steps"])
-        self.swaps_attempted = np.array(state["swaps_attempted"], dtype=np.int64)
-        self.swaps_accepted = np.array(state["swaps_accepted"], dtype=np.int64)
+        self._accepted = [np.array(a, dtype=np.int64) for a in state["accepted"]]
+        self._attempted = [np.array(a, dtype=np.int64) for a in state["attempted"]]
 
 
-def neighbour_pairs(shape: tuple[int, ...], axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Even and odd pairs of neighbours of a grid along one axis."""
-    index = np.moveaxis(np.arange(int(np.prod(shape))).reshape(shape), axis, 0)
-    out = []
-    for parity in (0, 1):
-        low = index[parity : len(index) - 1 : 2]
-        high = index[parity + 1 :: 2]
-        out.append((low.ravel(), high.ravel()))
-    return out
+def _neighbours(index: np.ndarray, axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Even and odd pairs of neighbours along one axis of a grid of chain numbers."""
+    index = np.moveaxis(index, axis, 0)
+    return [
+        (index[parity : len(index) - 1 : 2].ravel(), index[parity + 1 :: 2].ravel())
+        for parity in (0, 1)
+    ]
+
+
+def _grown(ensemble, lattice, conditions, shape, steps, seed) -> np.ndarray | None:
+    """Configurations grown from small cells, or None where there are none to grow from."""
+    tables = getattr(ensemble.energy, "tables", None)
+    if lattice.n_sites <= _GROW_ABOVE or not isinstance(tables, ClusterTables):
+        return None
+    stages = growth_stages(lattice)
+    rng = np.random.default_rng(seed)
+    occupations = None
+    for stage, next_stage in itertools.zip_longest(stages, stages[1:]):
+        small = small_lattice(lattice, stage)
+        energy = _Folded(tables.fold(stage))
+        tempering = ParallelTempering(
+            SemiGrandCanonical(energy),
+            small,
+            conditions,
+            shape,
+            rng.integers(2**63),
+            start="random",
+        )
+        if occupations is not None:
+            tempering.chains.occupations = occupations
+        for _ in range(steps):
+            tempering.step()
+        first = None if next_stage is None else np.unique(next_stage, return_index=True)[1]
+        occupations = tempering.occupations[:, stage if first is None else stage[first]]
+    if occupations is not None:
+        shift = lattice.translations[rng.integers(len(lattice.translations), size=len(occupations))]
+        occupations = np.take_along_axis(occupations, shift, 1)
+    return occupations
+
+
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """A cluster expansion of a small periodic cell; the chains need nothing but its tables."""
+
+    tables: ClusterTables
 
 
 def _grid(box, shape, jitter: bool, rng: np.random.Generator) -> Conditions:

@@ -1,0 +1,132 @@
+"""Absolute ln Z of many conditions from the overlaps of neighbours.
+
+Every pair of neighbouring conditions gives a difference of ln Z by Bennett's acceptance ratio
+[1]_; the differences of all pairs are combined by weighted least squares, with ln Z known exactly
+where beta = 0. The work grows linearly with the number of conditions.
+
+References
+----------
+.. [1] C. H. Bennett, J. Comput. Phys. 22, 245 (1976).
+.. [2] U. Wolff, Comput. Phys. Commun. 156, 143 (2004), eq. 49.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_matrix, diags
+from scipy.sparse.linalg import splu
+
+from clease_nn.statistics import integrated_autocorrelation_time
+
+__all__ = ["bennett", "combine"]
+
+
+def bennett(forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Differences of ln Z of pairs of conditions.
+
+    Parameters
+    ----------
+    forward : ndarray, shape (time, pairs)
+        ``ln w_1(x) - ln w_0(x)`` of samples ``x`` of condition 0.
+    backward : ndarray, shape (time, pairs)
+        The same of samples of condition 1.
+
+    Returns
+    -------
+    difference : ndarray, shape (pairs,)
+        ``ln Z_1 - ln Z_0``.
+    influence : ndarray, shape (time, pairs)
+        Contribution of every time to the error of the difference; mean zero, and the variance of
+        its mean is that of the difference.
+    variance : ndarray, shape (pairs,)
+        Variance of the difference if all samples were independent.
+
+    Examples
+    --------
+    >>> f, _, _ = bennett(np.full((5, 1), 2.0), np.full((5, 1), 2.0))
+    >>> round(float(f[0]), 6)
+    2.0
+    """
+    low = np.minimum(forward.min(0), backward.min(0))
+    high = np.maximum(forward.max(0), backward.max(0))
+    f = 0.5 * (low + high)
+    for _ in range(200):
+        p, q = _sigmoid(forward - f), _sigmoid(f - backward)
+        value = p.sum(0) - q.sum(0)
+        low, high = np.where(value >= 0, f, low), np.where(value <= 0, f, high)
+        slope = (p * (1 - p)).sum(0) + (q * (1 - q)).sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            new = f + value / slope
+        new = np.where((new > low) & (new < high), new, 0.5 * (low + high))
+        done = np.abs(new - f) < 1e-11 * (1 + np.abs(f))
+        f = new
+        if done.all():
+            break
+    p, q = _sigmoid(forward - f), _sigmoid(f - backward)
+    slope = np.maximum((p * (1 - p)).mean(0) + (q * (1 - q)).mean(0), 1e-300)
+    influence = (p - q) / slope
+    n = len(forward)
+    variance = np.maximum(1.0 / slope - 2.0, 0.0) / n
+    return f, influence, variance
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def combine(
+    nodes: int,
+    pairs: tuple[np.ndarray, np.ndarray],
+    difference: np.ndarray,
+    influence: np.ndarray,
+    variance: np.ndarray,
+    known: np.ndarray,
+    value: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln Z of all nodes from the differences along the pairs.
+
+    Parameters
+    ----------
+    nodes : int
+    pairs : two ndarrays, shape (pairs,)
+        Node at the start and at the end of every pair; every node must be connected to a known
+        one.
+    difference, influence, variance
+        From :func:`bennett`.
+    known : ndarray of bool, shape (nodes,)
+    value : float
+        ln Z of the known nodes.
+
+    Returns
+    -------
+    log_z, error : ndarray, shape (nodes,)
+        The error includes the autocorrelation of the series.
+    """
+    i, j = pairs
+    n_pairs, n_times = len(i), len(influence)
+    weight = 1.0 / (variance + 0.02 / n_times)
+    rows = np.arange(n_pairs)
+    incidence = coo_matrix(
+        (np.repeat([1.0, -1.0], n_pairs), (np.tile(rows, 2), np.concatenate([j, i]))),
+        shape=(n_pairs, nodes),
+    ).tocsr()
+    free = np.flatnonzero(~known)
+    reduced = incidence[:, free]
+    offset = incidence[:, np.flatnonzero(known)].sum(1).A1 * value
+    weighted = reduced.T @ diags(weight)
+    solver = splu((weighted @ reduced).tocsc())
+    log_z = np.full(nodes, value)
+    log_z[free] = solver.solve(weighted @ (difference - offset))
+    error = np.zeros(nodes)
+    chunk = max(1, 20_000_000 // max(n_times, 1))
+    for k in range(0, len(free), chunk):
+        # rows of the inverse belonging to these nodes: their response to every pair
+        unit = np.zeros((len(free), min(chunk, len(free) - k)))
+        unit[np.arange(k, k + unit.shape[1]), np.arange(unit.shape[1])] = 1.0
+        response = weighted.T @ solver.solve(unit)
+        series = influence @ response
+        for c in range(series.shape[1]):
+            tau = integrated_autocorrelation_time(series[:, c])
+            tau *= 1 + (10 * tau + 1) / n_times  # bias of a window of 5 times tau [2]
+            error[free[k + c]] = np.sqrt(tau * np.mean(series[:, c] ** 2) / n_times)
+    return log_z, error
