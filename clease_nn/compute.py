@@ -1,4 +1,4 @@
-"""One policy for threads and memory of numerical work."""
+"""One policy for threads, precision and memory of numerical work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["compute_policy"]
+__all__ = ["PRECISIONS", "compute_policy", "resolve_precision"]
+
+PRECISIONS = ("auto", "bfloat16", "float32")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -26,14 +28,42 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
-@contextlib.contextmanager
-def compute_policy(threads: int | None = None) -> Iterator[None]:
-    """Run a block with ``threads`` torch threads (None: as they are) and reuse of memory.
+def resolve_precision(precision: str) -> str:
+    """``"auto"`` becomes bfloat16 on CPUs with instructions for it, float32 elsewhere.
+
+    The choice depends on the machine alone, never on a timing, so that runs stay reproducible.
+    Only matrix products and neighbour sums use bfloat16; the residual stream and the physical
+    logits stay float32, log-softmax and sums float64.
 
     Raises
     ------
     ValueError
-        If ``threads`` is less than 1.
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> resolve_precision("float32")
+    'float32'
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision != "auto":
+        return precision
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return "bfloat16" if fast else "float32"
+
+
+@contextlib.contextmanager
+def compute_policy(threads: int | None = None, precision: str = "float32") -> Iterator[None]:
+    """Run a block with ``threads`` torch threads (None: as they are) and a precision.
+
+    Freed memory is kept for reuse from then on.
+
+    Raises
+    ------
+    ValueError
+        If ``threads`` is less than 1 or the precision unknown.
 
     Examples
     --------
@@ -47,7 +77,9 @@ def compute_policy(threads: int | None = None) -> Iterator[None]:
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
+    half = resolve_precision(precision) == "bfloat16"
     try:
-        yield
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            yield
     finally:
         torch.set_num_threads(before)

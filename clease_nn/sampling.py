@@ -26,6 +26,7 @@ def sample(
     *,
     batch_size: int = 256,
     threads: int | None = None,
+    precision: str = "float32",
 ) -> Configurations:
     """Independent draws, one for every row of ``conditions``, with exact importance weights.
 
@@ -37,6 +38,11 @@ def sample(
         On the CPU; its state fixes the result.
     batch_size : int
         Rows drawn together.
+    threads : int, optional
+        Torch threads; default as they are.
+    precision : str
+        ``"float32"``, ``"bfloat16"`` or ``"auto"`` (:func:`clease_nn.compute.resolve_precision`).
+        Weights use the likelihood as drawn and are exact in either.
 
     Returns
     -------
@@ -68,6 +74,7 @@ def sample(
         rng,
         batch_size=batch_size,
         threads=threads,
+        precision=precision,
     )
 
 
@@ -79,6 +86,7 @@ def complete(
     *,
     batch_size: int = 256,
     threads: int | None = None,
+    precision: str = "float32",
 ) -> Configurations:
     """Draw the unknown sites of ``partial`` and score the result; arguments as :func:`sample`.
 
@@ -93,7 +101,7 @@ def complete(
     was_training = model.training
     model.eval()
     try:
-        with compute_policy(threads):
+        with compute_policy(threads, precision):
             for k in range(0, len(partial), batch_size):
                 c = model.complete(partial[k : k + batch_size], rng, fields)
                 parts.append(ensemble.score(c))

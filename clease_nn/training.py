@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import clease_nn
-from clease_nn.compute import compute_policy
+from clease_nn.compute import compute_policy, resolve_precision
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.diagnostics import validate
@@ -113,6 +113,7 @@ def fit(
     validation_samples: int = 128,
     progress: bool = True,
     threads: int | None = None,
+    precision: str = "auto",
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainedModel:
     """Train a model over a whole range of conditions.
@@ -147,6 +148,10 @@ def fit(
         Draws at each of 24 conditions in the final validation.
     threads : int, optional
         Torch threads; default as they are.
+    precision : str
+        ``"auto"`` trains in bfloat16 where the CPU has instructions for it.
+    clock : callable
+        Seconds for ``max_seconds``; ``time.thread_time`` counts CPU time of this thread.
 
     Returns
     -------
@@ -176,7 +181,8 @@ def fit(
         raise FileNotFoundError(f"the folder of the checkpoint {checkpoint} does not exist")
     sequence = np.random.SeedSequence(seed)
     weight_seed, source_seed, check_seed = sequence.spawn(3)
-    with compute_policy(threads):
+    precision = resolve_precision(precision)
+    with compute_policy(threads, precision):
         if model is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(weight_seed.generate_state(1)[0]))
@@ -212,6 +218,7 @@ def fit(
         "stopped_by": stopped,
         "training_seconds": trainer.seconds,
         "steps": trainer.step_count,
+        "precision": precision,
         "energy_evaluations": source.energy_evaluations,
         "validation": report.summary(),
         "history": trainer.history,

@@ -160,7 +160,7 @@ class LatticeConvolution(AbstractNetwork):
         self._check(fields)
         h, g, _, _ = self._trunk(c, fields, self.blocks)
         u = _film(h, g[:, -1])
-        logits = self.head(u)
+        logits = self.head(u).float()
         if self.needs_fields:
             logits = logits + fields * _prior_share(c)[:, None, None]
         return logits
@@ -190,8 +190,9 @@ class LatticeConvolution(AbstractNetwork):
         neighbours, share, sublattice = self._relations(c.lattice)
         n, b, width = c.lattice.n_sites, len(c), self.channels
         fields = fields if self.needs_fields else None
-        g = self.film(global_features(c, self.box)).view(b, self.blocks + 1, 2, 1, width)
-        h = self.inlet(site_features(c, fields, share, sublattice))
+        g = self.film(global_features(c, self.box)).float()
+        g = g.view(b, self.blocks + 1, 2, 1, width)
+        h = self.inlet(site_features(c, fields, share, sublattice)).float()
         weights = (self.weights * self.shell_scale).view(self.blocks, -1, width)
         for k in range(blocks):
             u = _film(h, g[:, k])
