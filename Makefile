@@ -38,7 +38,7 @@ benchmarks: $(SETUP)
 	    echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(SETUP_DOCS)
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 setup: $(SETUP)
