@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import minimum_spanning_tree
 from tqdm.auto import tqdm
 
 from clease_nn.conditions import ConditionRange, Conditions
@@ -46,8 +48,9 @@ class TemperingResult:
         Rigorous lower bound of ln Z from the lowest configurations seen and their translations.
     swap_acceptance : ndarray, shape (axes,)
         Share of exchanges accepted along temperature and each chemical potential.
-    worst_acceptance : float
-        Share of exchanges accepted by the worst pair of neighbours.
+    weakest_link : float
+        Share of exchanges accepted by the weakest pair of neighbours that is needed to join all
+        conditions; far smaller than its neighbours' it separates two phases.
     energy_evaluations : int
         A single-site energy difference counts as one.
     """
@@ -57,8 +60,18 @@ class TemperingResult:
     log_z: Estimate | None
     lower_bound: torch.Tensor | None
     swap_acceptance: np.ndarray
-    worst_acceptance: float
+    weakest_link: float
     energy_evaluations: int
+
+    def below_bound(self, sigmas: float = 4.0) -> np.ndarray:
+        """(conditions,) bool: ln Z lies below its lower bound by so many errors.
+
+        There the chains certainly missed the stable phase. False everywhere without ln Z.
+        """
+        if self.log_z is None:
+            return np.zeros(len(self.conditions), dtype=bool)
+        short = self.lower_bound.numpy() - self.log_z.value
+        return short > sigmas * self.log_z.error + 1e-6
 
 
 class ParallelTempering:
@@ -348,26 +361,24 @@ class ParallelTempering:
             log_z=estimate,
             lower_bound=bound,
             swap_acceptance=self.swap_acceptance,
-            worst_acceptance=self._worst_acceptance(),
+            weakest_link=self._weakest_link(),
             energy_evaluations=self.energy_evaluations,
         )
         self._warn(result, n_steps)
         return result
 
     def _warn(self, result: TemperingResult, n_steps: int) -> None:
-        if result.worst_acceptance * n_steps < 10:
+        if result.weakest_link * n_steps < 10:
             warnings.warn(
-                f"a pair of neighbouring conditions exchanged {result.worst_acceptance:.1%} of the "
-                f"times (along the axes: {np.round(result.swap_acceptance, 3)}); ln Z and its "
+                f"parts of the grid exchanged only {result.weakest_link:.1%} of the times "
+                f"(mean along the axes: {np.round(result.swap_acceptance, 3)}); ln Z and its "
                 "error are not reliable. Use a finer grid or more steps",
                 ChainWarning,
                 stacklevel=3,
             )
-        if result.log_z is None:
-            return
-        short = result.lower_bound.numpy() - result.log_z.value
-        bad = np.flatnonzero(short > 4 * result.log_z.error + 1e-6)
+        bad = np.flatnonzero(result.below_bound())
         if len(bad):
+            short = result.lower_bound.numpy() - result.log_z.value
             k = bad[np.argmax(short[bad])]
             warnings.warn(
                 f"ln Z lies below its rigorous lower bound at {len(bad)} of {self.n_grid} "
@@ -378,16 +389,18 @@ class ParallelTempering:
                 stacklevel=3,
             )
 
-    def _worst_acceptance(self) -> float:
-        shares = []
+    def _weakest_link(self) -> float:
+        """Acceptance of the weakest pair on the strongest tree that joins all conditions."""
+        n = len(self.chains)
+        links = coo_matrix((n, n))
         for both, accepted, attempted in zip(
             self._pairs, self._accepted, self._attempted, strict=True
         ):
-            for parity in (0, 1):
-                n = len(both[parity][0])
-                if n and attempted[parity]:
-                    shares.append((accepted[parity, :n] / attempted[parity]).min())
-        return float(min(shares, default=1.0))
+            for (i, j), a, steps in zip(both, accepted, attempted, strict=True):
+                cost = 2.0 - a[: len(i)] / max(steps, 1)
+                links = links + coo_matrix((cost, (i, j)), shape=(n, n))
+        tree = minimum_spanning_tree(links)
+        return 2.0 - float(tree.data.max(initial=1.0))
 
     def _log_z(self, energy: np.ndarray, counts: np.ndarray) -> Estimate:
         """ln Z on the grid from energies (time, chains) and counts (time, chains, species)."""
