@@ -79,7 +79,8 @@ def compute_policy(threads: int | None = None, precision: str = "float32") -> It
         torch.set_num_threads(threads)
     half = resolve_precision(precision) == "bfloat16"
     try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        # no cache: it would keep the weights of the first training step for the whole block
+        with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
             yield
     finally:
         torch.set_num_threads(before)
