@@ -1,0 +1,392 @@
+"""What every host's drop-in shares: neural moves, when to make them, and finding a model.
+
+A neural move is an independence (or block) Metropolis-Hastings move with the proposals of an
+any-order model. Its ln q depends on the order sigma in which sites are drawn, so sigma is part of
+the state: the extended target is ``w(x) u(sigma)``, u not depending on x. A fresh sigma for the
+present state is a Gibbs move; a proposal ``(y, sigma')`` has probability ``u(sigma') q(y; sigma')``
+and is accepted with probability ``min(1, W(y, sigma') / W(x, sigma))``,
+``W = exp(log_target - log q)``. The chain samples the exact Boltzmann distribution whatever the
+model; the model decides only how often a move is accepted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clease_nn.conditions import Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.io import ModelFileError, TrainedModel
+from clease_nn.lattice import UNKNOWN, Lattice
+from clease_nn.models import AbstractOccupationModel
+from clease_nn.sampling import complete
+from clease_nn.single_chain import SingleChain
+from clease_nn.statistics import integrated_autocorrelation_time
+
+__all__ = [
+    "NeuralMoves",
+    "Schedule",
+    "find_model",
+    "model_folders",
+    "plan_schedule",
+    "resample_chain",
+]
+
+# Rough costs in seconds that only decide how often to make neural moves: they are constants, so
+# that a run with the same seed makes the same moves on every machine.
+_FLOP = 5e-11
+_FLIP = 2e-7
+_HOST_STEP = 6e-6
+_NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the same steps
+_PILOT = (128, 4096)  # sweeps: at least, at most
+_LOW_ACCEPTANCE = 0.05
+
+
+class NeuralMoves:
+    """Exact Metropolis-Hastings moves at one condition with a model's proposals.
+
+    Parameters
+    ----------
+    model : AbstractOccupationModel
+        Normalised proposals; need not be good.
+    ensemble : SemiGrandCanonical
+    lattice : Lattice
+    conditions : Conditions
+        One row.
+    rng : torch.Generator
+    reachable : ndarray of bool, shape (sites, species), optional
+        Species that the chain may put on each site; other proposals are rejected. Sites with
+        fewer than two are given to the model as they are. Default: what the lattice allows.
+    block_size : int, optional
+        Redraw that many sites a move, a random or a compact set, instead of all.
+    batch_size : int
+        Most proposals drawn together.
+
+    Notes
+    -----
+    Sites that cannot change must carry what they carried in the first :meth:`step`.
+    """
+
+    def __init__(
+        self,
+        model: AbstractOccupationModel,
+        ensemble: SemiGrandCanonical,
+        lattice: Lattice,
+        conditions: Conditions,
+        rng: torch.Generator,
+        *,
+        reachable: np.ndarray | None = None,
+        block_size: int | None = None,
+        batch_size: int = 128,
+    ):
+        if len(conditions) != 1:
+            raise ValueError(f"neural moves need one condition, got {len(conditions)}")
+        self.model, self.ensemble, self.lattice = model, ensemble, lattice
+        self.conditions, self.rng, self.batch_size = conditions, rng, batch_size
+        reachable = lattice.allowed if reachable is None else reachable
+        self._reachable = torch.as_tensor(np.array(reachable))
+        self._free = torch.as_tensor(np.flatnonzero(reachable.sum(1) > 1))
+        self.block_size = block_size
+        self.expected = batch_size
+        """Moves still to come: no more proposals than that are drawn ahead."""
+        self.acceptance = 0.0
+        """Acceptance probability of the last move."""
+        self._ahead: deque = deque()
+        self._known: tuple[torch.Tensor, float] | None = None
+        self._distances: np.ndarray | None = None
+        self._fields = ensemble.fields if model.needs_fields else None
+
+    def step(self, occupations: np.ndarray, log_target: float) -> tuple[bool, np.ndarray, float]:
+        """One move from a configuration (sites,) with known ``-(E - mu.N)/kT``.
+
+        Returns
+        -------
+        accepted : bool
+        occupations : ndarray, shape (sites,), int8
+            The next configuration, the same one where the move was rejected.
+        log_target : float
+            Its ``-(E - mu.N)/kT``.
+        """
+        x = torch.as_tensor(np.array(occupations, dtype=np.int8))
+        if self.block_size is None:
+            y, log_q_y, log_target_y = self._global_proposal(x)
+            log_q_x = self._log_q(x)
+        else:
+            y, log_q_y, log_target_y, log_q_x = self._block_proposal(x)
+        log_ratio = (log_target_y - log_q_y) - (log_target - log_q_x)
+        self.acceptance = float(np.exp(min(0.0, log_ratio)))
+        self.expected = max(self.expected - 1, 1)
+        if float(torch.rand(1, generator=self.rng, dtype=torch.float64)) >= self.acceptance:
+            return False, occupations, log_target
+        if self.block_size is None:
+            self._known = (y, log_q_y)
+        return True, y.numpy(), log_target_y
+
+    def log_weights(self, occupations: np.ndarray, n: int) -> np.ndarray:
+        """ln w of ``n`` fresh global proposals with the given fixed sites, shape (n,)."""
+        c = self._draw(torch.as_tensor(np.array(occupations, dtype=np.int8)), n)
+        return (self._restricted(c) - c.log_prob).numpy()
+
+    # ------------------------------------------------------------------ global proposals
+    def _draw(self, x: torch.Tensor, n: int) -> Configurations:
+        given = x.clone()
+        given[self._free] = UNKNOWN
+        partial = Configurations(self.lattice, self.conditions.repeat(n), given.repeat(n, 1))
+        return complete(self.model, self.ensemble, partial, self.rng, batch_size=self.batch_size)
+
+    def _restricted(self, c: Configurations) -> torch.Tensor:
+        """log_target, -inf where a free site carries what the chain cannot put there."""
+        index = c.occupations[:, self._free].long()
+        inside = self._reachable[self._free][torch.arange(len(self._free)), index].all(1)
+        return torch.where(inside, c.log_target, -torch.inf)
+
+    def _global_proposal(self, x):
+        if not self._ahead:
+            c = self._draw(x, min(self.batch_size, max(self.expected, 1)))
+            self._ahead.extend(
+                zip(c.occupations, c.log_prob.tolist(), self._restricted(c).tolist(), strict=True)
+            )
+        return self._ahead.popleft()
+
+    def _log_q(self, x: torch.Tensor) -> float:
+        """ln q of the present state in a fresh order, or as drawn if it is the last proposal."""
+        if self._known is None or not torch.equal(self._known[0], x):
+            self._known = (x, self._score(x, self._free))
+        return self._known[1]
+
+    def _score(self, x: torch.Tensor, drawn: torch.Tensor) -> float:
+        given = x.clone()
+        given[drawn] = UNKNOWN
+        partial = Configurations(self.lattice, self.conditions, given[None])
+        steps = self.model.draw_steps(partial, self.rng)
+        return self._score_with(x, steps)
+
+    @torch.no_grad()
+    def _score_with(self, x: torch.Tensor, steps: torch.Tensor) -> float:
+        full = Configurations(self.lattice, self.conditions, x[None])
+        return float(self.model.log_prob(full, steps=steps, fields=self._fields))
+
+    # ------------------------------------------------------------------ block proposals
+    def _block(self) -> torch.Tensor:
+        """Sites to redraw, chosen without regard to the configuration."""
+        k = min(self.block_size, len(self._free))
+        order = torch.randperm(len(self._free), generator=self.rng)
+        if bool(torch.rand(1, generator=self.rng) < 0.5):
+            return self._free[order[:k]]
+        if self._distances is None:
+            sites = self.lattice.site_indices[self._free.numpy()]
+            template = self.lattice.template
+            self._distances = np.array(
+                [template.get_distances(i, sites, mic=True).round(3) for i in sites]
+            )
+        centre = int(order[0])
+        nearest = np.argsort(self._distances[centre], kind="stable")[:k]
+        return self._free[torch.as_tensor(nearest)]
+
+    def _block_proposal(self, x: torch.Tensor):
+        given = x.clone()
+        given[self._block()] = UNKNOWN
+        partial = Configurations(self.lattice, self.conditions, given[None])
+        c = complete(self.model, self.ensemble, partial, self.rng)
+        log_q_x = self._score_with(x, c.step)
+        return c.occupations[0], float(c.log_prob), float(self._restricted(c)), log_q_x
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often neural moves are made at a condition, and why.
+
+    Attributes
+    ----------
+    interval : float
+        Sweeps from one neural move to the next (a sweep is one step a free site).
+    block_size : int or None
+        Sites redrawn; None: all.
+    autocorrelation : float
+        Of the single-site chain in sweeps, nan where it was not measured.
+    acceptance : float
+        Of the neural moves, nan where it was not measured.
+    """
+
+    interval: float
+    block_size: int | None = None
+    autocorrelation: float = float("nan")
+    acceptance: float = float("nan")
+
+    def steps(self, n_free: int) -> int:
+        """Steps from one neural move to the next."""
+        return max(1, round(self.interval * n_free))
+
+
+def plan_schedule(chain: SingleChain, moves: NeuralMoves, n_free: int) -> Schedule:
+    """Choose how often to make neural moves from a short pilot run.
+
+    With neural moves accepted with probability a every m sweeps, a chain with autocorrelation
+    time t forgets at the rate ``1/t + a/m`` a sweep. They pay if ``a t`` exceeds their cost in
+    sweeps; then they get about the time that the host itself would need for the steps, otherwise
+    a twentieth of it, as an insurance against phases that single-site moves never reach. Where
+    few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried.
+
+    Deterministic: costs are constants and the random numbers of the pilot are its own. ``chain``
+    is used up; ``moves`` lends its proposals.
+    """
+    n_rows = len(moves._free)
+    parameters = sum(p.numel() for p in moves.model.parameters())
+    cost = 2 * _FLOP * 2 * parameters * moves.lattice.n_sites * n_rows + 1e-4 * n_rows
+    worth = cost / (_FLIP * n_free)
+    far = max(1.0, cost / (_FAR * _HOST_STEP * n_free))
+    near = max(1.0, cost / (_NEAR * _HOST_STEP * n_free))
+    chain.seed(np.random.SeedSequence(0))
+    tau = _pilot_time(chain, n_free)
+    if tau < worth:
+        return Schedule(far, None, tau)
+    log_w = moves.log_weights(chain.occupations, 16)
+    acceptance = _independence_acceptance(log_w)
+    block = None
+    if acceptance < _LOW_ACCEPTANCE:
+        best = acceptance * n_rows
+        for k in {max(1, n_rows // d) for d in (2, 4, 8)}:
+            a = _block_acceptance(chain, moves, k)
+            if a * k > best:
+                best, block, acceptance = a * k, k, a
+    pays = acceptance * (1.0 if block is None else block / n_rows) * tau > worth
+    return Schedule(near if pays else far, block, tau, acceptance)
+
+
+def _pilot_time(chain: SingleChain, n_free: int) -> float:
+    """Autocorrelation time of energy and observables in sweeps, lengthened until it is known."""
+    chain.run(16 * n_free)
+    series: list[np.ndarray] = []
+    low, high = _PILOT
+    target = low
+    while True:
+        while len(series) < target:
+            chain.run(n_free)
+            series.append(np.append(chain.values, chain.energy))
+        columns = np.array(series).T
+        moving = [v for v in columns if np.ptp(v) > 1e-12]
+        tau = max([integrated_autocorrelation_time(v) for v in moving], default=np.inf)
+        if len(series) >= 50 * tau or target >= high:
+            return float(tau)
+        target = min(4 * target, high)
+
+
+def _independence_acceptance(log_w: np.ndarray) -> float:
+    w = np.exp(np.sort(log_w) - log_w.max()) if np.isfinite(log_w).any() else np.zeros(1)
+    n = len(w)
+    return float((w * (2 * np.arange(n, 0, -1) - 1)).sum() / (n * max(w.sum(), 1e-300)))
+
+
+def _block_acceptance(chain: SingleChain, moves: NeuralMoves, size: int) -> float:
+    before = moves.block_size
+    moves.block_size = size
+    kT = moves.conditions.kT.item()
+    x, log_target, out = chain.occupations.copy(), -chain.energy / kT, []
+    try:
+        for _ in range(6):
+            _, x, log_target = moves.step(x, log_target)
+            out.append(moves.acceptance)
+    finally:
+        moves.block_size = before
+    return float(np.mean(out))
+
+
+def resample_chain(c: Configurations, rng: torch.Generator, n: int) -> Configurations:
+    """Unweighted configurations from weighted ones: an independence Metropolis-Hastings chain.
+
+    Parameters
+    ----------
+    c : Configurations
+        Independent draws at one condition with ``log_prob`` and ``log_target``, at least ``n``
+        of them; the surplus decides the start of the chain.
+    n : int
+        Length of the chain; a rejected proposal repeats the row before it.
+
+    Returns
+    -------
+    Configurations
+        ``chain`` is 0 everywhere, ``log_prob`` None, rows in time order.
+    """
+    if not 1 <= n <= len(c):
+        raise ValueError(f"n must lie between 1 and the {len(c)} draws given, got {n}")
+    log_w = c.log_weight
+    start = len(c) - n
+    u = torch.rand(len(c), generator=rng, dtype=torch.float64).log()
+    if start:
+        at = int(torch.multinomial((log_w[:start] - log_w[:start].max()).exp(), 1, generator=rng))
+    else:
+        at = 0
+    rows = []
+    accepted = 0
+    for k in range(start, len(c)):
+        if float(u[k]) < float(log_w[k] - log_w[at]):
+            at = k
+            accepted += 1
+        rows.append(at)
+    provenance = {
+        **c.provenance,
+        "method": "independence Metropolis-Hastings chain, unweighted",
+        "acceptance": accepted / n,
+    }
+    out = replace(c[torch.as_tensor(rows)], log_prob=None, step=None)
+    return replace(out, chain=torch.zeros(n, dtype=torch.int64), provenance=provenance)
+
+
+def model_folders() -> list[Path]:
+    """Folders searched for models (``*.nn``).
+
+    Those of the environment variable ``CLEASE_NN_MODELS`` (separated as in PATH), or else
+    ``~/.cache/clease_nn/models``; then the working directory.
+    """
+    given = os.environ.get("CLEASE_NN_MODELS")
+    folders = given.split(os.pathsep) if given else [Path.home() / ".cache/clease_nn/models"]
+    return [Path(f) for f in folders if f] + [Path.cwd()]
+
+
+def find_model(
+    key: str, conditions: Conditions, folders: Iterable[os.PathLike | str] | None = None
+) -> TrainedModel | None:
+    """A saved model of an expansion whose range contains the conditions, or None.
+
+    Parameters
+    ----------
+    key : str
+        Parent fingerprint of the bare expansion (``metadata["parent_fingerprint"]``).
+    conditions : Conditions
+        All of them must lie in the trained range.
+    folders : iterable of paths, optional
+        Default :func:`model_folders`. The newest file wins; the first folder goes first.
+
+    Notes
+    -----
+    Files that are not readable models are passed over.
+    """
+    for folder in model_folders() if folders is None else map(Path, folders):
+        files = folder.glob("*.nn") if folder.is_dir() else ()
+        for path in sorted(files, key=_modified, reverse=True):
+            try:
+                trained = TrainedModel.load(path)
+            except (ModelFileError, OSError):
+                continue
+            if trained.metadata.get("parent_fingerprint") != key:
+                continue
+            try:
+                if bool(trained.range.contains(conditions).all()):
+                    return trained
+            except ValueError:  # a range for another number of species
+                continue
+    return None
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
