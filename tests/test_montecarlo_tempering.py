@@ -252,7 +252,7 @@ def test_doubtful_runs_warn():
     low = replace(result, log_z=result.log_z - 3.0)
     assert low.below_bound()[0] and not low.below_bound()[-1]
     with pytest.warns(ChainWarning, match="below its rigorous lower bound at"):
-        tempering._warn(low, 200)
+        low.warn(200)
 
 
 def test_bad_input_is_named():

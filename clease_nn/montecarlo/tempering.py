@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,59 +18,17 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
 from clease_nn.montecarlo.chains import Chains
 from clease_nn.montecarlo.frozen import FrozenChains, frozen_chains, ground_state_bound
+from clease_nn.montecarlo.grids import condition_grid, neighbours
 from clease_nn.montecarlo.growth import growth_stages, small_lattice
 from clease_nn.montecarlo.log_z import bennett, combine
+from clease_nn.montecarlo.result import TemperingResult
 from clease_nn.statistics import Estimate
-from clease_nn.warnings import ChainWarning
 
-__all__ = ["ParallelTempering", "TemperingResult"]
+__all__ = ["ParallelTempering"]
 
 _GROW_ABOVE = 32  # sites; smaller cells order from random starts
 _HOT = 1e12  # K; stands for the rungs of the ladder, whose beta may be zero
 _STARTS = ("grow", "random")
-
-
-@dataclass(frozen=True, eq=False)
-class TemperingResult:
-    """What a parallel tempering run found.
-
-    Attributes
-    ----------
-    configurations : Configurations
-        Unweighted configurations, chain by chain, rows of a chain in time order; ``chain`` is the
-        index of the condition in ``conditions``.
-    conditions : Conditions
-        Conditions of the grid, the last axis fastest.
-    log_z : Estimate or None
-        ln Z of every condition with one standard error, autocorrelation included.
-    lower_bound : Tensor or None
-        Rigorous lower bound of ln Z from the lowest configurations seen and their translations.
-    swap_acceptance : ndarray, shape (axes,)
-        Share of exchanges accepted along temperature and each chemical potential.
-    weakest_link : float
-        Share of exchanges accepted by the weakest pair of neighbours that is needed to join all
-        conditions; far smaller than its neighbours' it separates two phases.
-    energy_evaluations : int
-        A single-site energy difference counts as one.
-    """
-
-    configurations: Configurations
-    conditions: Conditions
-    log_z: Estimate | None
-    lower_bound: torch.Tensor | None
-    swap_acceptance: np.ndarray
-    weakest_link: float
-    energy_evaluations: int
-
-    def below_bound(self, sigmas: float = 4.0) -> np.ndarray:
-        """(conditions,) bool: ln Z lies below its lower bound by so many errors.
-
-        There the chains certainly missed the stable phase. False everywhere without ln Z.
-        """
-        if self.log_z is None:
-            return np.zeros(len(self.conditions), dtype=bool)
-        short = self.lower_bound.numpy() - self.log_z.value
-        return short > sigmas * self.log_z.error + 1e-6
 
 
 class ParallelTempering:
@@ -145,7 +102,7 @@ class ParallelTempering:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {_STARTS}, got {start!r}")
         self.sweeps_per_exchange = int(sweeps_per_exchange)
-        conditions = _grid(box, self.shape, jitter, np.random.default_rng(for_grid))
+        conditions = condition_grid(box, self.shape, jitter, np.random.default_rng(for_grid))
         occupations = None
         if start == "grow":
             occupations = _grown(ensemble, lattice, conditions, self.shape, grow_steps, for_growth)
@@ -364,30 +321,8 @@ class ParallelTempering:
             weakest_link=self._weakest_link(),
             energy_evaluations=self.energy_evaluations,
         )
-        self._warn(result, n_steps)
+        result.warn(n_steps)
         return result
-
-    def _warn(self, result: TemperingResult, n_steps: int) -> None:
-        if result.weakest_link * n_steps < 10:
-            warnings.warn(
-                f"parts of the grid exchanged only {result.weakest_link:.1%} of the times "
-                f"(mean along the axes: {np.round(result.swap_acceptance, 3)}); ln Z and its "
-                "error are not reliable. Use a finer grid or more steps",
-                ChainWarning,
-                stacklevel=3,
-            )
-        bad = np.flatnonzero(result.below_bound())
-        if len(bad):
-            short = result.lower_bound.numpy() - result.log_z.value
-            k = bad[np.argmax(short[bad])]
-            warnings.warn(
-                f"ln Z lies below its rigorous lower bound at {len(bad)} of {self.n_grid} "
-                f"conditions, by {short[k]:.2f} at {float(self.conditions.temperature[k]):.0f} K, "
-                f"mu {self.conditions.mu[k].tolist()} eV: the chains missed the stable phase "
-                "there. Start from other configurations, use a denser grid or more steps",
-                ChainWarning,
-                stacklevel=3,
-            )
 
     def _weakest_link(self) -> float:
         """Acceptance of the weakest pair on the strongest tree that joins all conditions."""
@@ -431,7 +366,7 @@ class ParallelTempering:
     def _connect(self, index: np.ndarray) -> None:
         """Pairs of neighbours of a grid of chain numbers, and their counters."""
         axes = range(len(self.shape))
-        self._pairs = [_neighbours(index, axis) for axis in axes]
+        self._pairs = [neighbours(index, axis) for axis in axes]
         self._accepted = [
             np.zeros((2, max(len(p[0]) for p in both)), dtype=np.int64) for both in self._pairs
         ]
@@ -529,15 +464,6 @@ class ParallelTempering:
         self._attempted = [np.array(a, dtype=np.int64) for a in state["attempted"]]
 
 
-def _neighbours(index: np.ndarray, axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Even and odd pairs of neighbours along one axis of a grid of chain numbers."""
-    index = np.moveaxis(index, axis, 0)
-    return [
-        (index[parity : len(index) - 1 : 2].ravel(), index[parity + 1 :: 2].ravel())
-        for parity in (0, 1)
-    ]
-
-
 def _grown(ensemble, lattice, conditions, shape, steps, seed) -> np.ndarray | None:
     """Configurations grown from small cells, or None where there are none to grow from."""
     tables = getattr(ensemble.energy, "tables", None)
@@ -574,27 +500,3 @@ class _Folded:
     """A cluster expansion of a small periodic cell; the chains need nothing but its tables."""
 
     tables: ClusterTables
-
-
-def _grid(box, shape, jitter: bool, rng: np.random.Generator) -> Conditions:
-    """The conditions of a grid, checked against its shape."""
-    if any(n < 1 for n in shape):
-        raise ValueError(f"shape must be positive along every axis, got {shape}")
-    if isinstance(box, Conditions):
-        if jitter:
-            raise ValueError("jitter needs a ConditionRange; give the box instead of conditions")
-        if len(box) != int(np.prod(shape)):
-            raise ValueError(
-                f"shape {shape} needs {int(np.prod(shape))} conditions, not {len(box)}"
-            )
-        return box
-    if len(shape) != 1 + box.n_axes:
-        raise ValueError(
-            f"shape must have {1 + box.n_axes} numbers (temperatures and {box.n_axes} axes of "
-            f"chemical potentials), got {shape}"
-        )
-    mesh = np.stack([m.ravel() for m in np.meshgrid(*map(np.arange, shape), indexing="ij")], 1)
-    n = np.array(shape)
-    if jitter:
-        return box.at((mesh + rng.random(mesh.shape)) / n)
-    return box.at(np.where(n > 1, mesh / np.maximum(n - 1, 1), 0.5))
