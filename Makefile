@@ -32,10 +32,17 @@ examples: $(SETUP)
 	@set -e; for script in $(EXAMPLES) $(BENCHMARKS); do \
 	    echo "== $$script --short"; $(BIN)/python $$script --short; done
 
-# every figure of docs/benchmarks.md: hours on two cores
+# every figure of docs/benchmarks.md, about an hour and a half on one core
+TRAININGS := ising10:150 ising10:480 ising5:75 cuau16:60 cuau64:180 ternary32:180
 benchmarks: $(SETUP)
-	@set -e; for script in $(BENCHMARKS); do \
-	    echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; mkdir -p out; export OMP_NUM_THREADS=1; \
+	for script in $(filter-out %/training.py,$(BENCHMARKS)); do \
+	    echo "== $$script"; \
+	    $(BIN)/python $$script --out out/$$(basename $$script .py).json; done; \
+	for run in $(TRAININGS); do \
+	    echo "== training $$run"; \
+	    $(BIN)/python examples/benchmarks/training.py $${run%%:*} --seconds $${run##*:} \
+	        --out out/training-$${run%%:*}-$${run##*:}.json; done
 
 docs: $(SETUP_DOCS)
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
