@@ -145,6 +145,7 @@ class NeuralSGCSampler(SGCMonteCarlo):
             )
         self._refuse_foreign_chemical_potential(atoms)
         self._bare_eci = dict(atoms.calc.eci)
+        atoms.calc.eci = dict(self._bare_eci)  # the user's own dict stays as it is
         self._read_expansion(atoms)
         if generator is None:
             if len(set(symbols)) < 2:
@@ -197,6 +198,16 @@ class NeuralSGCSampler(SGCMonteCarlo):
         self.reset_eci()
         self._chemical_potential = chem_pot
         self._fold(singlets, offset)
+
+    @property
+    def lattice(self):
+        """Active sites and allowed species of the atoms."""
+        return self._lattice
+
+    @property
+    def ensemble(self) -> SemiGrandCanonical:
+        """Ensemble of the bare expansion, without chemical potential."""
+        return self._ensemble
 
     def _as_singlets(self, chem_pot: Mapping[str, float]) -> tuple[dict[str, float], float]:
         """Singlet form, and what is left: ``mu_a = N/N_a sum_d x_d phi_d(a) + offset``, eV."""
@@ -280,8 +291,7 @@ class NeuralSGCSampler(SGCMonteCarlo):
             if not issubclass(type(other), SGCMonteCarlo) or other is self:
                 continue
             state = vars(other)
-            evaluator = state.get("_evaluator")
-            if state.get("chem_pot_in_eci") and evaluator.atoms.calc is atoms.calc:
+            if state.get("chem_pot_in_eci") and other.calc.eci is atoms.calc.eci:
                 raise ValueError(
                     f"another {type(other).__name__} has folded its chemical potential "
                     f"{state.get('_chemical_potential')} into the ECIs of this calculator; call "
@@ -798,9 +808,9 @@ class NeuralSGCSampler(SGCMonteCarlo):
         n = observed.counter
         mean, mean_sq = observed.energy.mean, observed.energy_sq.mean
         out: dict[str, Any] = {
-            "energy": mean,
-            "sgc_energy": mean,
-            "sgc_heat_capacity": (mean_sq - mean**2) / (kB * self.temperature**2),
+            "energy": float(mean),
+            "sgc_energy": float(mean),
+            "sgc_heat_capacity": float((mean_sq - mean**2) / (kB * self.temperature**2)),
             "temperature": self.temperature,
             "n_mc_steps": n,
             "accept_rate": self.current_accept_rate,
