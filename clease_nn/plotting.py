@@ -12,14 +12,24 @@ import matplotlib
 import numpy as np
 from ase.units import kB
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from clease_nn.statistics import Estimate
 
-__all__ = ["condition_map", "heat_capacity", "isotherms", "training_curve"]
+__all__ = ["condition_map", "figure", "heat_capacity", "isotherms", "training_curve"]
 
 _MARKERS = "osD^vP<>"
 _BLUE, _VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito
+
+
+def figure(width: float = 6.4, height: float = 4.4) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, sized in inches for print, without a screen.
+
+    The figure belongs to no window system: save it with ``figure.savefig``.
+    """
+    fig = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return fig, fig.subplots()
 
 
 def condition_map(

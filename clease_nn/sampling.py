@@ -25,7 +25,7 @@ def sample(
     rng: torch.Generator,
     *,
     batch_size: int = 256,
-    threads: int | None = None,
+    threads: int = 1,
     precision: str = "float32",
 ) -> Configurations:
     """Independent draws, one for every row of ``conditions``, with exact importance weights.
@@ -38,8 +38,8 @@ def sample(
         On the CPU; its state fixes the result.
     batch_size : int
         Rows drawn together.
-    threads : int, optional
-        Torch threads; default as they are.
+    threads : int
+        Torch threads; the arrays are too small to gain from more than a few.
     precision : str
         ``"float32"``, ``"bfloat16"`` or ``"auto"`` (:func:`clease_nn.compute.resolve_precision`).
         Weights use the likelihood as drawn and are exact in either.
@@ -85,7 +85,7 @@ def complete(
     rng: torch.Generator,
     *,
     batch_size: int = 256,
-    threads: int | None = None,
+    threads: int = 1,
     precision: str = "float32",
 ) -> Configurations:
     """Draw the unknown sites of ``partial`` and score the result; arguments as :func:`sample`.

@@ -112,7 +112,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     validation_samples: int = 128,
     progress: bool = True,
-    threads: int | None = None,
+    threads: int = 1,
     precision: str = "auto",
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainedModel:
@@ -146,8 +146,8 @@ def fit(
         Written every 30 seconds and at the end; if the file exists, training continues from it.
     validation_samples : int
         Draws at each of 24 conditions in the final validation.
-    threads : int, optional
-        Torch threads; default as they are.
+    threads : int
+        Torch threads; the arrays are too small to gain from more than a few.
     precision : str
         ``"auto"`` trains in bfloat16 where the CPU has instructions for it.
     clock : callable
