@@ -75,6 +75,12 @@ def test_documented_names_exist(name):
     assert all(hasattr(module, member) for member in module.__all__)
 
 
+def test_public_names_are_documented():
+    """Every public name is described on the API page."""
+    listed = {n for m in documented_modules() for n in importlib.import_module(m).__all__}
+    assert set(clease_nn.__all__) <= listed
+
+
 @pytest.mark.parametrize("size", [(2, 2, 4), (3, 2, 1), (4, 4, 4)])
 def test_committed_expansion_in_any_supercell(size):
     """A supercell of any size carries the committed ECIs."""
