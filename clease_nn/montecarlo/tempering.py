@@ -245,7 +245,9 @@ class ParallelTempering:
 
         For ln Z the grid is extended by rungs of higher temperature up to ``beta = 0``, where ln Z
         is the logarithm of the number of configurations, at every chemical potential. Differences
-        between neighbours (Bennett's acceptance ratio) are combined by least squares.
+        between neighbours (Bennett's acceptance ratio) are combined by least squares. The errors
+        know correlations up to a tenth of the run; where exchanges between phases are slower (on
+        large cells), runs with other seeds show the true spread.
 
         Parameters
         ----------
