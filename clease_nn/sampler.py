@@ -44,7 +44,7 @@ __all__ = [
 _FLOP = 5e-11
 _FLIP = 2e-7
 _HOST_STEP = 6e-6
-_NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the same steps
+_NEAR, _FAR = 1.0, 0.15  # neural time as a share of the host's time for the same steps
 _PILOT = (128, 4096)  # sweeps: at least, at most
 _LOW_ACCEPTANCE = 0.05
 
@@ -91,8 +91,9 @@ class NeuralMoves:
         self.model, self.ensemble, self.lattice = model, ensemble, lattice
         self.conditions, self.rng, self.batch_size = conditions, rng, batch_size
         reachable = lattice.allowed if reachable is None else reachable
-        self._reachable = torch.as_tensor(np.array(reachable))
-        self._free = torch.as_tensor(np.flatnonzero(reachable.sum(1) > 1))
+        self.reachable = np.array(reachable)
+        self.free = torch.as_tensor(np.flatnonzero(self.reachable.sum(1) > 1))
+        self._mask = torch.as_tensor(self.reachable)
         self.block_size = block_size
         self.expected = batch_size
         """Moves still to come: no more proposals than that are drawn ahead."""
@@ -134,17 +135,23 @@ class NeuralMoves:
         c = self._draw(torch.as_tensor(np.array(occupations, dtype=np.int8)), n)
         return (self._restricted(c) - c.log_prob).numpy()
 
+    def energy(self, occupations: np.ndarray) -> float:
+        """E - mu.N of a configuration (sites,) in eV."""
+        x = torch.as_tensor(np.array(occupations, dtype=np.int8))
+        c = self.ensemble.score(Configurations(self.lattice, self.conditions, x[None]))
+        return -float(c.log_target) * self.conditions.kT.item()
+
     # ------------------------------------------------------------------ global proposals
     def _draw(self, x: torch.Tensor, n: int) -> Configurations:
         given = x.clone()
-        given[self._free] = UNKNOWN
+        given[self.free] = UNKNOWN
         partial = Configurations(self.lattice, self.conditions.repeat(n), given.repeat(n, 1))
         return complete(self.model, self.ensemble, partial, self.rng, batch_size=self.batch_size)
 
     def _restricted(self, c: Configurations) -> torch.Tensor:
         """log_target, -inf where a free site carries what the chain cannot put there."""
-        index = c.occupations[:, self._free].long()
-        inside = self._reachable[self._free][torch.arange(len(self._free)), index].all(1)
+        index = c.occupations[:, self.free].long()
+        inside = self._mask[self.free][torch.arange(len(self.free)), index].all(1)
         return torch.where(inside, c.log_target, -torch.inf)
 
     def _global_proposal(self, x):
@@ -158,7 +165,7 @@ class NeuralMoves:
     def _log_q(self, x: torch.Tensor) -> float:
         """ln q of the present state in a fresh order, or as drawn if it is the last proposal."""
         if self._known is None or not torch.equal(self._known[0], x):
-            self._known = (x, self._score(x, self._free))
+            self._known = (x, self._score(x, self.free))
         return self._known[1]
 
     def _score(self, x: torch.Tensor, drawn: torch.Tensor) -> float:
@@ -176,19 +183,19 @@ class NeuralMoves:
     # ------------------------------------------------------------------ block proposals
     def _block(self) -> torch.Tensor:
         """Sites to redraw, chosen without regard to the configuration."""
-        k = min(self.block_size, len(self._free))
-        order = torch.randperm(len(self._free), generator=self.rng)
+        k = min(self.block_size, len(self.free))
+        order = torch.randperm(len(self.free), generator=self.rng)
         if bool(torch.rand(1, generator=self.rng) < 0.5):
-            return self._free[order[:k]]
+            return self.free[order[:k]]
         if self._distances is None:
-            sites = self.lattice.site_indices[self._free.numpy()]
+            sites = self.lattice.site_indices[self.free.numpy()]
             template = self.lattice.template
             self._distances = np.array(
                 [template.get_distances(i, sites, mic=True).round(3) for i in sites]
             )
         centre = int(order[0])
         nearest = np.argsort(self._distances[centre], kind="stable")[:k]
-        return self._free[torch.as_tensor(nearest)]
+        return self.free[torch.as_tensor(nearest)]
 
     def _block_proposal(self, x: torch.Tensor):
         given = x.clone()
@@ -231,51 +238,69 @@ def plan_schedule(chain: SingleChain, moves: NeuralMoves, n_free: int) -> Schedu
     With neural moves accepted with probability a every m sweeps, a chain with autocorrelation
     time t forgets at the rate ``1/t + a/m`` a sweep. They pay if ``a t`` exceeds their cost in
     sweeps; then they get about the time that the host itself would need for the steps, otherwise
-    a twentieth of it, as an insurance against phases that single-site moves never reach. Where
-    few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried.
+    a seventh of it, as an insurance against phases that single-site moves never reach. A chain
+    whose energy or observables depend on where it started (from the present configuration or
+    from each pure species) has an infinite t. Where few global proposals are accepted, blocks of
+    1/2, 1/4 and 1/8 of the sites are tried.
 
     Deterministic: costs are constants and the random numbers of the pilot are its own. ``chain``
     is used up; ``moves`` lends its proposals.
     """
-    n_rows = len(moves._free)
+    n_rows = len(moves.free)
     parameters = sum(p.numel() for p in moves.model.parameters())
     cost = 2 * _FLOP * 2 * parameters * moves.lattice.n_sites * n_rows + 1e-4 * n_rows
     worth = cost / (_FLIP * n_free)
     far = max(1.0, cost / (_FAR * _HOST_STEP * n_free))
     near = max(1.0, cost / (_NEAR * _HOST_STEP * n_free))
     chain.seed(np.random.SeedSequence(0))
-    tau = _pilot_time(chain, n_free)
+    tau = _pilot_time(chain, moves, n_free)
     if tau < worth:
         return Schedule(far, None, tau)
-    log_w = moves.log_weights(chain.occupations, 16)
-    acceptance = _independence_acceptance(log_w)
+    acceptance = _independence_acceptance(moves.log_weights(chain.occupations, 16))
     block = None
     if acceptance < _LOW_ACCEPTANCE:
         best = acceptance * n_rows
-        for k in {max(1, n_rows // d) for d in (2, 4, 8)}:
+        for k in sorted({max(1, n_rows // d) for d in (2, 4, 8)}):
             a = _block_acceptance(chain, moves, k)
             if a * k > best:
                 best, block, acceptance = a * k, k, a
-    pays = acceptance * (1.0 if block is None else block / n_rows) * tau > worth
+    share = 1.0 if block is None else block / n_rows
+    pays = acceptance > 0 and acceptance * share * tau > worth
     return Schedule(near if pays else far, block, tau, acceptance)
 
 
-def _pilot_time(chain: SingleChain, n_free: int) -> float:
-    """Autocorrelation time of energy and observables in sweeps, lengthened until it is known."""
+def _pilot_time(chain: SingleChain, moves: NeuralMoves, n_free: int) -> float:
+    """Autocorrelation time in sweeps; infinite where the start is not forgotten."""
+    start = chain.occupations.copy()
+    first = _pilot_series(chain, n_free, _PILOT[1])
+    tau = max((_time(v) for v in first), default=np.inf)
+    for a in range(moves.reachable.shape[1]):
+        pure = np.where(moves.reachable[:, a], a, start).astype(np.int8)
+        chain.load(pure, moves.energy(pure))
+        for v, w in zip(first, _pilot_series(chain, n_free, _PILOT[0]), strict=True):
+            error = v.var() * _time(v) / len(v) + w.var() * _time(w) / len(w)
+            if abs(v.mean() - w.mean()) > 6 * np.sqrt(error) + 1e-9:
+                return np.inf
+    return tau
+
+
+def _pilot_series(chain: SingleChain, n_free: int, longest: int) -> np.ndarray:
+    """Observables and energy of consecutive sweeps, (series, sweeps), until 50 times t."""
     chain.run(16 * n_free)
-    series: list[np.ndarray] = []
-    low, high = _PILOT
-    target = low
+    rows: list[np.ndarray] = []
+    target = _PILOT[0]
     while True:
-        while len(series) < target:
+        while len(rows) < target:
             chain.run(n_free)
-            series.append(np.append(chain.values, chain.energy))
-        columns = np.array(series).T
-        moving = [v for v in columns if np.ptp(v) > 1e-12]
-        tau = max([integrated_autocorrelation_time(v) for v in moving], default=np.inf)
-        if len(series) >= 50 * tau or target >= high:
-            return float(tau)
-        target = min(4 * target, high)
+            rows.append(np.append(chain.values, chain.energy))
+        series = np.array(rows).T
+        if target >= longest or target >= 50 * max(_time(v) for v in series):
+            return series
+        target = min(4 * target, longest)
+
+
+def _time(v: np.ndarray) -> float:
+    return float(integrated_autocorrelation_time(v)) if np.ptp(v) > 1e-12 else 1.0
 
 
 def _independence_acceptance(log_w: np.ndarray) -> float:

@@ -753,7 +753,9 @@ class NeuralSGCSampler(SGCMonteCarlo):
             self._move_accepted(move)
             return True, move
         self._move_rejected(move)
-        return False, [self._null(move[0].index if len(move) else 0, "rejected_move")]
+        k = move[0].index if len(move) else 0
+        symbol = self.atoms.symbols[k]
+        return False, [SystemChange(k, symbol, symbol, "rejected_move")]
 
     def _neural_move(self) -> tuple[bool, list[SystemChange]]:
         """One neural move; the chain (if compiled) or the atoms follow."""
