@@ -90,8 +90,8 @@ class ParallelTemperingSource(AbstractSource):
         box: ConditionRange,
         *,
         shape: tuple[int, ...] | None = None,
-        sweeps: int = 4,
-        target_sweeps: int = 8,
+        sweeps: int = 2,
+        target_sweeps: int = 24,
         burn_in: int = 50,
         seed: int | np.random.SeedSequence = 0,
     ):

@@ -56,6 +56,7 @@ _FEWEST_SAMPLES = 10
 _FEWEST_EFFECTIVE = 200
 _LOWEST_NESS = 0.1
 _HIGHEST_K = 0.7
+_HARMLESS_NESS = 0.98  # above it a tail, however shaped, carries next to no weight
 _HIGHEST_SHARE = 0.99
 
 
@@ -461,7 +462,7 @@ def _doubt_weights(g: _Group) -> tuple[float, str] | None:
         reasons.append(f"{n * ness:.0f} effective of {n} samples (want {_FEWEST_EFFECTIVE})")
     elif ness < _LOWEST_NESS:
         reasons.append(f"NESS {ness:.3f} (want {_LOWEST_NESS})")
-    if not isnan(k) and k > _HIGHEST_K:
+    if not isnan(k) and k > _HIGHEST_K and ness < _HARMLESS_NESS:
         reasons.append(f"weight tail k-hat {k:.2f} (want at most {_HIGHEST_K})")
     return (n * ness, f"{g.name}: {', '.join(reasons)}") if reasons else None
 

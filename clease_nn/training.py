@@ -239,7 +239,7 @@ def _loop(
         return max(by_time, by_steps)
 
     bar = tqdm(
-        total=100, disable=not progress, desc="training", unit="%", smoothing=0.05,
+        total=100, disable=not progress, desc="training", unit="%", smoothing=0.05, mininterval=0.5,
         bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
     )  # fmt: skip
     bar.update(int(100 * done()))
@@ -264,7 +264,7 @@ def _loop(
                 shown = {"loss": f"{metrics['loss']:.3f}", "step": trainer.step_count}
                 if ness is not None:
                     shown["NESS"] = f"{ness:.2f}"
-                bar.set_postfix(shown)
+                bar.set_postfix(shown, refresh=False)
                 if target_ness is not None and ness is not None and ness >= target_ness:
                     stopped = "target_ness"
                     break

@@ -14,8 +14,8 @@ from clease.montecarlo import SGCMonteCarlo
 from clease_nn import plotting, thermodynamics
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.hosts.clease.sampler import NeuralSGCSampler
 from clease_nn.hosts.clease.examples import cuau_emt_atoms
+from clease_nn.hosts.clease.sampler import NeuralSGCSampler
 from clease_nn.statistics import Estimate, integrated_autocorrelation_time
 
 TEMPERATURES = (300, 400, 500, 700, 1000)

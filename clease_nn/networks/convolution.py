@@ -206,7 +206,7 @@ class LatticeConvolution(AbstractNetwork):
         """JSON-ready arguments that rebuild the network."""
         return {
             "class": type(self).__name__,
-            "shells": self.shells,
+            "shells": [list(s) for s in self.shells],
             "degrees": self.degrees,
             "species": list(self.species),
             "n_sublattices": self.n_sublattices,
