@@ -295,7 +295,7 @@ def test_metadynamics_runs_and_flattens(tmp_path):
 def test_biases_are_exact(tmp_path):
     """With a bias potential the run samples exp(-(E' + bias)/kT)."""
     atoms = binary_atoms(tmp_path)
-    _, x, p, e = exact(atoms, 1200, CHEM_POT)
+    _, x, p, _ = exact(atoms, 1200, CHEM_POT)
     getter = ConcentrationObserver(atoms, "Au")
     bias = BinnedBiasPotential(xmin=0.0, xmax=1.0 + 1e-6, nbins=9, getter=getter)
     bias.values[:] = np.linspace(0, 0.3, 9)
@@ -436,7 +436,7 @@ def test_training_on_demand(tmp_path, monkeypatch):
 
     def fake(self, **arguments):
         asked.update(arguments)
-        self._trained = trained(binary_atoms(tmp_path))
+        self._shelf.trained = trained(binary_atoms(tmp_path))
 
     monkeypatch.setattr(NeuralSGCSampler, "fit", fake)
     arguments = {"temps": (300, 1200), "chem_pots": {"c1_0": (-0.1, 0.1)}, "max_seconds": 1}

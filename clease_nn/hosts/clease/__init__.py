@@ -2,8 +2,10 @@
 
 from clease_nn.hosts.clease.chemical_potentials import axes, chem_pot_from_mu, mu_from_chem_pot
 from clease_nn.hosts.clease.extraction import energy, lattice, parent_fingerprint
+from clease_nn.hosts.clease.sampler import NeuralSGCSampler
 
 __all__ = [
+    "NeuralSGCSampler",
     "axes",
     "chem_pot_from_mu",
     "energy",
