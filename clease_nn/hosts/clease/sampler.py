@@ -98,8 +98,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
     --------
     >>> from clease_nn.hosts.clease.examples import cuau_emt_atoms
     >>> atoms = cuau_emt_atoms()
-    >>> random.seed(1)
-    >>> mc = NeuralSGCSampler(atoms, 600, symbols=["Au", "Cu"], neural_interval=None)
+    >>> mc = NeuralSGCSampler(atoms, 600, symbols=["Au", "Cu"], seed=1, neural_interval=None)
     >>> mc.run(2000, chem_pot={"c1_0": 0.03})
     >>> mc.get_thermodynamic_quantities()["n_mc_steps"]
     2000
