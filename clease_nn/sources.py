@@ -121,6 +121,8 @@ class ParallelTemperingSource(AbstractSource):
         if self._burn_in:
             for _ in range(self._burn_in):
                 self.tempering.step()
+            if hasattr(self.ensemble.energy, "flip_energies"):
+                self.tempering.thaw()
             if self.box.n_axes:
                 equalise_spacing(self.tempering, self.box, self._burn_in, self.rng)
                 for _ in range(self._burn_in):

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from ase.units import kB
 from toys import SYSTEMS, binary
 
 from clease_nn.conditions import ConditionRange
 from clease_nn.configurations import Configurations
+from clease_nn.energies.ising import ising_energy
+from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AnyOrderARM
 from clease_nn.networks import LatticeConvolution, network_from_config
@@ -234,3 +237,73 @@ def test_missing_fields_are_refused():
     model = spoilt_model(lattice, box)
     with pytest.raises(ValueError, match="fields"):
         model.complete(Configurations.unknown(lattice, box.grid(1, 1)), torch.Generator())
+
+
+# ------------------------------------------------------------------ gate
+def ising_with_gate():
+    lattice = Lattice.square(4)
+    energy = ising_energy(lattice)
+    box = ConditionRange((2.0 / kB, 4.0 / kB), [-0.3], [0.3], [[-1.0, 1.0]])
+    model = spoilt_model(lattice, box)
+    gated = AnyOrderARM(model.network, energy.tables.interaction_shells(lattice))
+    return lattice, SemiGrandCanonical(energy), box, gated
+
+
+def test_gate_draws_non_interacting_sites_last_in_one_pass():
+    """Sites that share a pass do not interact, and no further site could have joined them."""
+    lattice, _, box, model = ising_with_gate()
+    linked = lattice.relation_matrices([(0, 0, 1.0)])[0] > 0
+    c = Configurations.unknown(lattice, box.grid(1, 1).repeat(200))
+    steps = model.draw_steps(c, torch.Generator().manual_seed(0)).numpy()
+    for row in steps:
+        last = row == row.max()
+        assert not linked[np.ix_(last, last)].any()
+        assert linked[last].any(0)[~last].all()
+        assert sorted(row[~last]) == list(range((~last).sum()))
+    first = np.concatenate([np.flatnonzero(row == row.max()) for row in steps])
+    seen = np.bincount(first, minlength=16)
+    assert np.abs(seen - seen.mean()).max() < 4.5 * np.sqrt(seen.mean())
+
+
+def test_gate_is_exact_where_the_interaction_range_is_known():
+    """Given the rest of the lattice, drawing a gated set has the exact conditional likelihood."""
+    lattice, ensemble, box, model = ising_with_gate()
+    exact = ensemble.enumerate(lattice)
+    condition = box.at([[0.3, 0.4]])
+    checkerboard = torch.tensor([(k // 4 + k % 4) % 2 == 0 for k in range(16)])
+    given = torch.randint(0, 2, (16,), generator=torch.Generator().manual_seed(1))
+    match = (exact.occupations[:, ~checkerboard] == given[~checkerboard]).all(1)
+    rows = exact.occupations[match]
+    steps = torch.where(checkerboard, 0, -1).to(torch.int16).expand(len(rows), -1)
+    full = Configurations(lattice, condition.repeat(len(rows)), rows)
+    with torch.no_grad():
+        log_q = model.log_prob(full, steps=steps, fields=ensemble.fields)
+    expected = exact.log_target(condition)[match].log_softmax(0)
+    assert torch.allclose(log_q, expected, atol=1e-5)
+
+
+def test_gated_model_is_normalised_and_consistent():
+    """Sum over states is one with the last sites together; drawn equals recomputed."""
+    lattice, ensemble, box, model = ising_with_gate()
+    states = ensemble.enumerate(lattice).occupations
+    condition = box.at([[0.5, 0.5]])
+    partial = Configurations.unknown(lattice, condition.repeat(64))
+    drawn = model.complete(partial, torch.Generator().manual_seed(0), ensemble.fields)
+    again = model.log_prob(drawn, steps=drawn.step, fields=ensemble.fields).detach()
+    assert torch.allclose(drawn.log_prob, again, atol=1e-4)
+    given = torch.arange(16) < 7
+    rows = states[(states[:, given] == drawn.occupations[0, given]).all(1)]
+    full = Configurations(lattice, condition.repeat(len(rows)), rows)
+    held = Configurations(lattice, condition, torch.where(given, drawn.occupations[:1], UNKNOWN))
+    steps = model.draw_steps(held, torch.Generator().manual_seed(2)).expand(len(rows), -1)
+    with torch.no_grad():
+        total = torch.logsumexp(model.log_prob(full, steps=steps, fields=ensemble.fields), 0)
+    assert abs(total.item()) < 1e-4
+
+
+def test_gate_without_fields_is_refused():
+    """A gate without physical conditionals would toss a coin."""
+    lattice, _, box = binary()
+    net = LatticeConvolution(lattice, box, needs_fields=False)
+    with pytest.raises(ValueError, match="needs_fields=True"):
+        AnyOrderARM(net, [(0, 0, 2.687)])

@@ -145,6 +145,41 @@ class ClusterTables:
             entries = self.variables[self.pointer[t] : self.pointer[t + 1]]
             yield float(c), [divmod(int(v), self.n_functions) for v in entries]
 
+    def interaction_shells(self, lattice: Lattice) -> list[tuple[int, int, float]]:
+        """Pair shells, as :meth:`Lattice.pair_shells`, that contain every pair in a common term.
+
+        All shells up to the longest interaction, so that sites in none of them are independent
+        given the others, in this and in every larger supercell of the parent lattice.
+
+        Examples
+        --------
+        >>> t = ClusterTables.from_terms(16, [[-1.0, 1.0]], [(0.5, [(0, 0), (1, 0)])])
+        >>> t.interaction_shells(Lattice.square(4))
+        [(0, 0, 1.0)]
+        """
+        self.check_lattice(lattice)
+        sites = self.variables // max(self.n_functions, 1)
+        linked = np.zeros((self.n_sites, self.n_sites), dtype=bool)
+        for a, b in zip(self.pointer[:-1], self.pointer[1:], strict=True):
+            linked[np.ix_(sites[a:b], sites[a:b])] = True
+        np.fill_diagonal(linked, False)
+        if not linked.any():
+            return []
+        n = 4
+        while True:
+            shells = lattice.pair_shells(n)
+            reached = lattice.relation_matrices(shells) > 0
+            if not (linked & ~reached.any(0)).any():
+                break
+            n *= 2
+        # the shortest shells that together cover all linked pairs
+        distances = sorted({k[2] for k in shells})
+        for d in distances:
+            kept = [i for i, k in enumerate(shells) if k[2] <= d]
+            if not (linked & ~reached[kept].any(0)).any():
+                return [shells[i] for i in kept]
+        return shells
+
     def fold(self, site_to_cell: np.ndarray) -> ClusterTables:
         """Tables of the smaller periodic cell whose copies tile this supercell.
 

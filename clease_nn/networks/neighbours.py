@@ -13,88 +13,57 @@ import torch
 from torch import Tensor
 
 from clease_nn.compiled import njit
+from clease_nn.networks import vectors
 
 __all__ = ["Neighbours"]
 
-_HALF, _SHIFT = np.uint32(0x8000), np.uint32(16)
+_LANES = np.uint64(vectors.LANES)
 
 
 @njit
-def _sum_rows(v, index, k, end, o):  # pragma: no cover - compiled
-    """o[:] = sum of v[index[k:end], :], six rows at a time."""
-    channels = len(o)
-    if end - k >= 6:
-        v0, v1, v2 = v[index[k]], v[index[k + 1]], v[index[k + 2]]
-        v3, v4, v5 = v[index[k + 3]], v[index[k + 4]], v[index[k + 5]]
-        for c in range(channels):
-            o[c] = ((v0[c] + v1[c]) + (v2[c] + v3[c])) + (v4[c] + v5[c])
-        k += 6
-    elif end > k:
-        v0 = v[index[k]]
-        for c in range(channels):
-            o[c] = v0[c]
-        k += 1
-    else:
-        for c in range(channels):
-            o[c] = 0.0
-    while k + 6 <= end:
-        v0, v1, v2 = v[index[k]], v[index[k + 1]], v[index[k + 2]]
-        v3, v4, v5 = v[index[k + 3]], v[index[k + 4]], v[index[k + 5]]
-        for c in range(channels):
-            o[c] += ((v0[c] + v1[c]) + (v2[c] + v3[c])) + (v4[c] + v5[c])
-        k += 6
-    while k < end:
-        v0 = v[index[k]]
-        for c in range(channels):
-            o[c] += v0[c]
-        k += 1
+def _gather(source, sources, pointer, index, target, rows, channels):  # pragma: no cover
+    """target[b, r, :] = sum of source[b, index[k], :] over pointer[r] <= k < pointer[r + 1].
 
-
-@njit
-def _gather(u, pointer, index, out):  # pragma: no cover - compiled
-    """out[b, r, :] = sum of u[b, index[k], :] over pointer[r] <= k < pointer[r + 1]."""
-    batch, rows, _ = out.shape
+    Flat arrays, float32 or the bits of bfloat16; ``channels`` a multiple of LANES; ``index``
+    already multiplied by ``channels``.
+    """
+    batch = np.uint64(len(source)) // (sources * channels)
     for b in range(batch):
+        base = b * sources * channels
         for r in range(rows):
-            _sum_rows(u[b], index, pointer[r], pointer[r + 1], out[b, r])
+            position = (b * rows + r) * channels
+            start, stop = pointer[r], pointer[r + np.uint64(1)]
+            c = np.uint64(0)
+            while c + _LANES + _LANES <= channels:
+                vectors.sum_rows_pair(start, stop, index, source, base + c, target, position + c)
+                c += _LANES + _LANES
+            while c < channels:
+                vectors.sum_rows(start, stop, index, source, base + c, target, position + c)
+                c += _LANES
 
 
 @njit
-def _gather_to_bf16(u, pointer, index, out):  # pragma: no cover - compiled
-    """As :func:`_gather`, float32 in, the bits of rounded bfloat16 out (uint16)."""
-    batch, rows, channels = out.shape
-    total = np.empty(channels, np.float32)
-    bits = total.view(np.uint32)
-    for b in range(batch):
-        for r in range(rows):
-            _sum_rows(u[b], index, pointer[r], pointer[r + 1], total)
-            w = out[b, r]
-            for c in range(channels):
-                w[c] = np.uint16((bits[c] + _HALF) >> _SHIFT)
-
-
-@njit
-def _gather_from_bf16(u, pointer, index, out):  # pragma: no cover - compiled
-    """As :func:`_gather`, the bits of bfloat16 in (uint16), float32 out."""
-    batch, rows, channels = out.shape
-    sources = u.shape[1]
-    bits = np.empty((sources, channels), np.uint32)
-    values = bits.view(np.float32)
-    for b in range(batch):
-        for i in range(sources):
-            for c in range(channels):
-                bits[i, c] = np.uint32(u[b, i, c]) << _SHIFT
-        for r in range(rows):
-            _sum_rows(values, index, pointer[r], pointer[r + 1], out[b, r])
-
-
-@njit
-def _gather_at(u, pointer, index, site, shells, out):  # pragma: no cover - compiled
-    """out[b, s, :] = the sums of shell s at site[b] alone."""
-    for b in range(len(u)):
+def _gather_at(source, sources, pointer, index, site, shells, target, channels):  # pragma: no cover
+    """target[b, s, :] = the sums of shell s at site[b] alone."""
+    for b in range(np.uint64(len(site))):
+        base = b * sources * channels
         for s in range(shells):
-            r = site[b] * shells + s
-            _sum_rows(u[b], index, pointer[r], pointer[r + 1], out[b, s])
+            r = np.uint64(site[b]) * shells + s
+            position = (b * shells + s) * channels
+            c = np.uint64(0)
+            while c < channels:
+                vectors.sum_rows(
+                    pointer[r], pointer[r + np.uint64(1)], index, source, base + c, target,
+                    position + c,
+                )  # fmt: skip
+                c += _LANES
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    """Flat numpy view of a contiguous tensor; bfloat16 as its bits."""
+    if x.dtype == torch.bfloat16:
+        x = x.view(torch.uint16)
+    return x.view(-1).numpy()
 
 
 class _NeighbourSum(torch.autograd.Function):
@@ -103,25 +72,14 @@ class _NeighbourSum(torch.autograd.Function):
         ctx.lists = lists
         u = u.detach().to(torch.float32).contiguous()
         shape = (u.shape[0], u.shape[1] * lists.n_shells, u.shape[2])
-        if half:
-            out = torch.empty(shape, dtype=torch.bfloat16)
-            target = out.view(torch.uint16).numpy()
-            _gather_to_bf16(u.numpy(), lists.pointer, lists.index, target)
-        else:
-            out = torch.empty(shape)
-            _gather(u.numpy(), lists.pointer, lists.index, out.numpy())
+        out = torch.empty(shape, dtype=torch.bfloat16 if half else torch.float32)
+        lists.gather(u, out, forward=True)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        lists = ctx.lists
-        grad = grad.contiguous()
-        out = torch.empty(grad.shape[0], lists.n_sites, grad.shape[2])
-        if grad.dtype == torch.bfloat16:
-            source = grad.view(torch.uint16).numpy()
-            _gather_from_bf16(source, lists.back_pointer, lists.back_index, out.numpy())
-        else:
-            _gather(grad.numpy(), lists.back_pointer, lists.back_index, out.numpy())
+        out = torch.empty(grad.shape[0], ctx.lists.n_sites, grad.shape[2])
+        ctx.lists.gather(grad.contiguous(), out, forward=False)
         return out, None, None
 
 
@@ -144,16 +102,17 @@ class Neighbours:
         counts = np.asarray(counts).astype(np.int64)
         self.n_shells, self.n_sites, _ = counts.shape
         rows = counts.transpose(1, 0, 2).reshape(-1, self.n_sites)
-        self.pointer, self.index = _lists(rows)
-        self.back_pointer, self.back_index = _lists(np.ascontiguousarray(rows.T))
+        self._lists = {True: _lists(rows), False: _lists(np.ascontiguousarray(rows.T))}
+        self._scaled: dict[tuple[bool, int], np.ndarray] = {}
         self._dense = torch.as_tensor(rows.astype(np.float32))
 
     def __call__(self, u: Tensor) -> Tensor:
         """Sums over neighbours of ``u`` (batch, sites, channels): (batch, sites, shells, channels).
 
-        Differentiable; on a CPU float32, or bfloat16 under bfloat16 autocast.
+        Differentiable; on a CPU float32, or bfloat16 under bfloat16 autocast. Channels that are
+        no multiple of 16 take the matrix product.
         """
-        if u.device.type == "cpu":
+        if u.device.type == "cpu" and u.shape[2] % vectors.LANES == 0:
             half = torch.is_autocast_enabled("cpu")
             out = _NeighbourSum.apply(u, self, half)
             return out.view(len(u), self.n_sites, self.n_shells, u.shape[2])
@@ -164,15 +123,32 @@ class Neighbours:
 
     def at(self, u: Tensor, site: Tensor) -> Tensor:
         """The sums at one site of each row, (batch, shells, channels); not differentiable."""
-        if u.device.type != "cpu":
+        if u.device.type != "cpu" or u.shape[2] % vectors.LANES:
             return self(u)[torch.arange(len(u), device=u.device), site]
         out = torch.empty(len(u), self.n_shells, u.shape[2])
-        _gather_at(u.numpy(), self.pointer, self.index, site.numpy(), self.n_shells, out.numpy())
+        pointer, index = self._for(True, u.shape[2])
+        shells, channels = np.uint64(self.n_shells), np.uint64(u.shape[2])
+        source, sites = _flat(u.contiguous()), np.uint64(self.n_sites)
+        _gather_at(source, sites, pointer, index, site.numpy(), shells, _flat(out), channels)
         return out
+
+    def gather(self, source: Tensor, target: Tensor, *, forward: bool) -> None:
+        """Compiled sums from ``source`` into ``target``, or those of the transposed map."""
+        pointer, index = self._for(forward, source.shape[2])
+        sources, rows, channels = (
+            np.uint64(n) for n in (source.shape[1], target.shape[1], source.shape[2])
+        )
+        _gather(_flat(source), sources, pointer, index, _flat(target), rows, channels)
+
+    def _for(self, forward: bool, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        pointer, index = self._lists[forward]
+        if (forward, channels) not in self._scaled:
+            self._scaled[forward, channels] = index * np.uint64(channels)
+        return pointer, self._scaled[forward, channels]
 
 
 def _lists(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compressed lists of the column indices of each row, repeated by their count."""
-    pointer = np.concatenate([[0], np.cumsum(rows.sum(1))]).astype(np.int64)
+    pointer = np.concatenate([[0], np.cumsum(rows.sum(1))]).astype(np.uint64)
     i, j = rows.nonzero()
-    return pointer, np.repeat(j, rows[i, j]).astype(np.int64)
+    return pointer, np.repeat(j, rows[i, j]).astype(np.uint64)
