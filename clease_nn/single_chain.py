@@ -9,15 +9,14 @@ group, both uniformly; it is accepted with probability ``min(1, exp(-dE'/kT))``,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from clease_nn.compiled import njit
 from clease_nn.energies.tables import ClusterTables
 
-__all__ = ["FlipGroups", "SingleChain"]
-
-_ENERGY, _ENERGY_SQ, _SUMS = 0, 1, 2
+__all__ = ["FlipGroups", "SingleChain", "StepLog"]
 
 
 class FlipGroups:
@@ -69,6 +68,39 @@ class FlipGroups:
         """First proposed site whose species its group does not exchange, or None."""
         wrong = self.proposed & ~self.reachable[np.arange(len(occupations)), occupations]
         return int(np.flatnonzero(wrong)[0]) if wrong.any() else None
+
+
+@dataclass(frozen=True, eq=False)
+class StepLog:
+    """Every step of a chain.
+
+    Attributes
+    ----------
+    moves : ndarray, shape (steps, 3), int64
+        Site, old and new species; equal where the move was rejected.
+    energies : ndarray, shape (steps,)
+        E' after each step, eV.
+    values : ndarray, shape (steps, observables)
+    """
+
+    moves: np.ndarray
+    energies: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def empty(cls, steps: int, observables: int) -> StepLog:
+        """Room for some steps."""
+        moves = np.zeros((steps, 3), dtype=np.int64)
+        return cls(moves, np.zeros(steps), np.zeros((steps, observables)))
+
+    def sums(self, n: int) -> np.ndarray:
+        """Sums over the first ``n`` steps, laid out as in :attr:`SingleChain.sums`."""
+        e, s = self.energies[:n], self.values[:n]
+        per_value = np.stack([s.sum(0), (s * s).sum(0), (s * e[:, None]).sum(0)], 1)
+        return np.concatenate([[e.sum(), (e * e).sum()], per_value.ravel()])
+
+
+_NO_LOG = StepLog.empty(0, 0)
 
 
 class SingleChain:
@@ -159,12 +191,21 @@ class SingleChain:
 
     def run(self, steps: int) -> None:
         """Make trial moves."""
+        self._advance(steps, _NO_LOG)
+
+    def run_logged(self, steps: int) -> StepLog:
+        """Make trial moves and write down each of them."""
+        log = StepLog.empty(int(steps), len(self.values))
+        self._advance(steps, log)
+        return log
+
+    def _advance(self, steps: int, log: StepLog) -> None:
         g = self._groups
         accepted, self.energy = _run(
             int(steps), self.energy, self._beta, self._mu, self.occupations, self._variables,
             self._fields, self._valid, self._functions, g.site_pointer, g.sites,
             g.species_pointer, g.species, g.allowed, self._observables, self.values, self.sums,
-            self._state, self._last, *self._layout,
+            self._state, self._last, log.moves, log.energies, log.values, *self._layout,
         )  # fmt: skip
         self.accepted += accepted
         self.steps += int(steps)
@@ -270,7 +311,8 @@ def _field(v, variables, constant, p1, c1, a1, p2, c2, a2, b2, p3, c3, a3, b3, d
 
 @njit
 def _run(steps, energy, beta, mu, occupations, variables, fields, valid, functions, site_pointer,
-         sites, species_pointer, species, allowed, observables, values, sums, state, last, constant,
+         sites, species_pointer, species, allowed, observables, values, sums, state, last,
+         log_moves, log_energies, log_values, constant,
          p1, c1, a1, p2, c2, a2, b2, p3, c3, a3, b3, d3, pl, cl, inner, flat, near_pointer,
          near):  # fmt: skip
     n_f = functions.shape[0]
@@ -279,7 +321,7 @@ def _run(steps, energy, beta, mu, occupations, variables, fields, valid, functio
     accepted = 0
     total, total_sq = 0.0, 0.0
     site, old, new = -1, -1, -1
-    for _ in range(steps):
+    for step in range(steps):
         g = _below(state, n_groups) if n_groups > 1 else 0
         n_sites = site_pointer[g + 1] - site_pointer[g]
         k0 = species_pointer[g]
@@ -327,6 +369,11 @@ def _run(steps, energy, beta, mu, occupations, variables, fields, valid, functio
             sums[4 + 3 * o] += values[o] * energy
         if not accept:
             new = old
+        if step < len(log_energies):
+            log_moves[step, 0], log_moves[step, 1], log_moves[step, 2] = site, old, new
+            log_energies[step] = energy
+            for o in range(n_o):
+                log_values[step, o] = values[o]
     sums[0] += total
     sums[1] += total_sq
     last[0], last[1], last[2] = site, old, new

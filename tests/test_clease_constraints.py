@@ -55,7 +55,7 @@ def test_fixed_sites(tmp_path, interval):
         atoms, 900, ["Au", "Cu"], model=trained(atoms), neural_interval=interval, seed=1
     )
     mc.generator.add_constraint(FixedIndices([0, 3]))
-    out = energies(mc, steps=1500 if interval is None else 500)
+    out = energies(mc, steps=1500 if interval is None else 300)
     assert atoms.symbols[0] == "Cu" and atoms.symbols[3] == "Au"
     inside = ((x[:, 0] == 1) & (x[:, 3] == 0)).double()
     assert abs(pooled_z(out, restricted(p, e, inside))) < 4
@@ -75,7 +75,7 @@ def test_fixed_element(tmp_path, interval):
         atoms, 1200, ["Au", "Cu", "Pd"], model=model, neural_interval=interval, seed=1
     )
     mc.generator.add_constraint(FixedElement("Pd"))
-    out = energies(mc, steps=1500 if interval is None else 500, chem_pot=chem_pot)
+    out = energies(mc, steps=1500 if interval is None else 300, chem_pot=chem_pot)
     assert (atoms.symbols == "Pd").sum() == 1 and atoms.symbols[2] == "Pd"
     inside = ((x[:, 2] == 2) & ((x == 2).sum(1) == 1)).double()
     assert abs(pooled_z(out, restricted(p, e, inside))) < 4
@@ -136,7 +136,7 @@ def test_a_subset_of_sites(tmp_path):
     mc = NeuralSGCSampler(
         atoms, 900, generator=generator, model=trained(atoms), neural_interval=1, seed=1
     )
-    out = energies(mc, steps=600)
+    out = energies(mc, steps=300)
     inside = (x[:, [0, 5, 6, 7]] == 1).all(1).double()
     assert abs(pooled_z(out, restricted(p, e, inside))) < 4
 

@@ -28,7 +28,7 @@ from clease_nn import NeuralSGCSampler
 from clease_nn.statistics import integrated_autocorrelation_time
 from clease_nn.warnings import CleaseNNWarning
 
-CONDITIONS = [(1000.0, 0.03), (800.0, -0.10)]
+CONDITIONS = [(1000.0, 0.03), (1200.0, -0.05)]
 GATE, AIM = 0.5, 0.1
 
 

@@ -38,6 +38,8 @@ from clease_nn.warnings import NoModelWarning
 __all__ = ["NeuralSGCSampler"]
 
 _LONGEST_BLOCK = 1_000_000  # steps; Ctrl-C is heard between blocks
+_REPLAY = 4096  # steps made before observers that look closely see them
+_REPLAY_BELOW = 16  # interval of such observers
 _UNDO = 1000  # changes that CLEASE can take back
 
 
@@ -223,7 +225,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
         moves = read_generator(self.generator, self.atoms, self._lattice)
         biased = bool(self.bias_potentials)
         self._fast = moves.compiled and not biased
-        self._moves, self._schedule = None, None
+        self._moves, self._schedule, self._last_move = None, None, None
         self._ready = True
         conditions = self._conditions()
         occupations = self._lattice.occupations(self.atoms)
@@ -295,41 +297,79 @@ class NeuralSGCSampler(AbstractModelledSampler):
 
     # ------------------------------------------------------------------ steps
     def _run_compiled(self, steps: int, call_observers: bool) -> None:
-        chain, every = self._chain, self._every if self._moves is not None else 0
+        every = self._every if self._moves is not None else 0
         watching = [(k, o) for k, o in self.observers if call_observers and o is not self.averager]
+        closely = any(k < _REPLAY_BELOW for k, _ in watching)
         with updated_on_demand(self.calc) as changed:
             while self.current_step < steps and not self.quit:
                 now = self.current_step
+                neural_at = now + every - now % every if every else np.inf
+                if closely:
+                    n = int(min(steps - now, _REPLAY, neural_at - 1 - now))
+                    if n:
+                        self._replay(n, watching, call_observers, changed)
+                        continue
                 stop = min([steps, now + _LONGEST_BLOCK, *(now + k - now % k for k, _ in watching)])
-                neural = every and now + every - now % every <= stop
-                if neural:
-                    stop = now + every - now % every
-                chain.run(stop - now - bool(neural))
-                accepted, move = chain.accepted, None
-                if neural:
-                    move_accepted, move = self._neural_move()
-                    accepted += move_accepted
-                    chain.add_current()
-                    self._write_numbers()
-                elif chain.accepted:
-                    self._write_numbers()
-                changed()
-                self.current_step = stop
-                self.num_accepted += accepted
-                self.current_energy = chain.energy
-                self.mean_energy.add_sum(chain.sums[0], chain.steps)
-                self.energy_squared.add_sum(chain.sums[1], chain.steps)
-                if call_observers:
-                    feed(self.averager, chain.steps, chain.sums)
-                chain.clear()
-                due = [o for k, o in watching if stop % k == 0]
+                self._block(int(min(stop, neural_at)), neural_at <= stop, call_observers, changed)
+                due = [o for k, o in watching if self.current_step % k == 0]
                 if due:
-                    if move is None:
-                        move_accepted, move = self._last_flip()
+                    accepted, move = self._last_move or self._last_flip()
                     self.trial_move = move
-                    step = MCStep(stop, self.current_energy, move_accepted, move)
+                    step = MCStep(self.current_step, self.current_energy, accepted, move)
                     for observer in due:
                         observer.observe_step(step)
+
+    def _block(self, stop: int, neural: bool, call_observers: bool, changed) -> None:
+        """Steps up to ``stop``, the last of which may be a neural move."""
+        chain = self._chain
+        chain.run(stop - self.current_step - bool(neural))
+        self._last_move = None
+        if neural:
+            self._last_move = self._neural_move()
+            chain.add_current()
+        self.num_accepted += chain.accepted + bool(neural and self._last_move[0])
+        self._write_numbers()
+        changed()
+        self.current_step = stop
+        self.current_energy = chain.energy
+        self.mean_energy.add_sum(chain.sums[0], chain.steps)
+        self.energy_squared.add_sum(chain.sums[1], chain.steps)
+        if call_observers:
+            feed(self.averager, chain.steps, chain.sums)
+        chain.clear()
+
+    def _replay(self, n: int, watching, call_observers: bool, changed) -> None:
+        """Make ``n`` single-site steps and then show them to the observers one by one."""
+        chain, numbers = self._chain, self.atoms.numbers
+        sites, atomic = self._lattice.site_indices.tolist(), self._expansion.numbers.tolist()
+        log = chain.run_logged(n)
+        energies = log.energies.tolist()
+        done = 0
+        try:
+            for (site, old, new), energy in zip(log.moves.tolist(), energies, strict=True):
+                accepted = old != new
+                if accepted:
+                    numbers[sites[site]] = atomic[new]
+                    changed()
+                    self.num_accepted += 1
+                done += 1
+                self.current_step += 1
+                self.current_energy = energy
+                self.mean_energy.add_sum(energy, 1)
+                self.energy_squared.add_sum(energy * energy, 1)
+                step = None
+                for k, observer in watching:
+                    if self.current_step % k == 0:
+                        if step is None:
+                            self.trial_move = [self._change(site, old, new, "flip_move")]
+                            step = MCStep(self.current_step, energy, accepted, self.trial_move)
+                        observer.observe_step(step)
+                if self.quit:
+                    break
+        finally:
+            if call_observers:
+                feed(self.averager, done, log.sums(done))
+            chain.clear()
 
     def _mc_step(self, call_observers: bool = True) -> MCStep:
         """One step, after which atoms and calculator are up to date."""
@@ -391,8 +431,8 @@ class NeuralSGCSampler(AbstractModelledSampler):
         return accepted, move or [self._change(0, before[0], before[0])]
 
     def _change(self, site: int, old: int, new: int, name: str = "neural_move") -> SystemChange:
-        species = self._lattice.species
-        return SystemChange(int(self._lattice.site_indices[site]), species[old], species[new], name)
+        species, index = self._lattice.species, self._lattice.site_indices
+        return SystemChange(int(index[site]), species[old], species[new], name)
 
     def _last_flip(self) -> tuple[bool, list[SystemChange]]:
         """Whether the last compiled move was accepted, and the change it made."""
