@@ -107,7 +107,7 @@ def fit(
     model: AbstractOccupationModel | None = None,
     source: AbstractSource | None = None,
     objective: Callable = any_order_cross_entropy,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     learning_rate: float = 4e-3,
     checkpoint: str | os.PathLike | None = None,
     validation_samples: int = 128,
@@ -142,6 +142,11 @@ def fit(
         Start from this one (its weights are changed in place).
     source : AbstractSource, optional
         Default :class:`~clease_nn.sources.ParallelTemperingSource`.
+    batch_size : int, optional
+        Rows a step; default the power of two nearest to 8192 / sites: smaller cells teach less a
+        row.
+    learning_rate : float
+        At the top of the schedule.
     checkpoint : path, optional
         Written every 30 seconds and at the end; if the file exists, training continues from it.
     validation_samples : int
@@ -175,6 +180,8 @@ def fit(
     ):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    if batch_size is None:
+        batch_size = 2 ** round(math.log2(max(8192 / lattice.n_sites, 8)))
     if target_ness is not None and not 0 < target_ness <= 1:
         raise ValueError(f"target_ness must lie in (0, 1], got {target_ness}")
     if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
