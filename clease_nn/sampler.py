@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clease_nn.compute import compute_policy
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
@@ -44,7 +45,7 @@ __all__ = [
 _FLOP = 5e-11
 _FLIP = 2e-7
 _HOST_STEP = 6e-6
-_NEAR, _FAR = 1.0, 0.15  # neural time as a share of the host's time for the same steps
+_NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the same steps
 _PILOT = (128, 4096)  # sweeps: at least, at most
 _LOW_ACCEPTANCE = 0.05
 
@@ -71,7 +72,8 @@ class NeuralMoves:
 
     Notes
     -----
-    Sites that cannot change must carry what they carried in the first :meth:`step`.
+    Sites that cannot change must carry what they carried in the first :meth:`step`. Networks run
+    on one thread: the work is small, and the moves do not depend on the number of threads.
     """
 
     def __init__(
@@ -146,7 +148,9 @@ class NeuralMoves:
         given = x.clone()
         given[self.free] = UNKNOWN
         partial = Configurations(self.lattice, self.conditions.repeat(n), given.repeat(n, 1))
-        return complete(self.model, self.ensemble, partial, self.rng, batch_size=self.batch_size)
+        return complete(
+            self.model, self.ensemble, partial, self.rng, batch_size=self.batch_size, threads=1
+        )
 
     def _restricted(self, c: Configurations) -> torch.Tensor:
         """log_target, -inf where a free site carries what the chain cannot put there."""
@@ -178,7 +182,8 @@ class NeuralMoves:
     @torch.no_grad()
     def _score_with(self, x: torch.Tensor, steps: torch.Tensor) -> float:
         full = Configurations(self.lattice, self.conditions, x[None])
-        return float(self.model.log_prob(full, steps=steps, fields=self._fields))
+        with compute_policy(threads=1):
+            return float(self.model.log_prob(full, steps=steps, fields=self._fields))
 
     # ------------------------------------------------------------------ block proposals
     def _block(self) -> torch.Tensor:
@@ -201,7 +206,7 @@ class NeuralMoves:
         given = x.clone()
         given[self._block()] = UNKNOWN
         partial = Configurations(self.lattice, self.conditions, given[None])
-        c = complete(self.model, self.ensemble, partial, self.rng)
+        c = complete(self.model, self.ensemble, partial, self.rng, threads=1)
         log_q_x = self._score_with(x, c.step)
         return c.occupations[0], float(c.log_prob), float(self._restricted(c)), log_q_x
 
@@ -238,7 +243,7 @@ def plan_schedule(chain: SingleChain, moves: NeuralMoves, n_free: int) -> Schedu
     With neural moves accepted with probability a every m sweeps, a chain with autocorrelation
     time t forgets at the rate ``1/t + a/m`` a sweep. They pay if ``a t`` exceeds their cost in
     sweeps; then they get about the time that the host itself would need for the steps, otherwise
-    a seventh of it, as an insurance against phases that single-site moves never reach. A chain
+    a twentieth of it, as an insurance against phases that single-site moves never reach. A chain
     whose energy or observables depend on where it started (from the present configuration or
     from each pure species) has an infinite t. Where few global proposals are accepted, blocks of
     1/2, 1/4 and 1/8 of the sites are tried.
