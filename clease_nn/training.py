@@ -143,8 +143,7 @@ def fit(
     source : AbstractSource, optional
         Default :class:`~clease_nn.sources.ParallelTemperingSource`.
     batch_size : int, optional
-        Rows a step; default the power of two nearest to 8192 / sites: smaller cells teach less a
-        row.
+        Rows a step; default the power of two nearest to 1024 / sqrt(sites), at least 32.
     learning_rate : float
         At the top of the schedule.
     checkpoint : path, optional
@@ -181,7 +180,7 @@ def fit(
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
     if batch_size is None:
-        batch_size = 2 ** round(math.log2(max(8192 / lattice.n_sites, 8)))
+        batch_size = 2 ** max(round(math.log2(1024 / math.sqrt(lattice.n_sites))), 5)
     if target_ness is not None and not 0 < target_ness <= 1:
         raise ValueError(f"target_ness must lie in (0, 1], got {target_ness}")
     if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():

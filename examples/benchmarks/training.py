@@ -48,6 +48,7 @@ class System:
     conditions: dict[str, Conditions]
     log_z: dict[str, torch.Tensor | None]
     note: str = ""
+    agreeing: torch.Tensor | None = None
 
 
 def ising(size: int, short: bool) -> System:
@@ -115,7 +116,7 @@ def cuau64(short: bool) -> System:
     rows = torch.as_tensor(np.flatnonzero(agree))
     mean = torch.as_tensor(np.mean(halves, 0))[rows]
     conditions = {"agreeing": grid[rows], "all": grid}
-    return System(cell, ensemble, box, conditions, {"agreeing": mean, "all": None}, note)
+    return System(cell, ensemble, box, conditions, {"agreeing": mean, "all": None}, note, rows)
 
 
 def ternary32(short: bool) -> System:
@@ -166,7 +167,7 @@ def evaluate(trained, system: System, n: int, seed: int) -> dict:
     out = {}
     for name, conditions in system.conditions.items():
         if name == "agreeing":
-            continue
+            continue  # a part of "all", drawn there
         started = time.thread_time()
         drawn = sample(
             trained.model,
@@ -179,25 +180,34 @@ def evaluate(trained, system: System, n: int, seed: int) -> dict:
         seconds = time.thread_time() - started
         log_w = drawn.log_weight.view(len(conditions), n)
         log_z = system.log_z[name]
-        own = torch.logsumexp(log_w, 1) - np.log(n)
-        gap = kl_gap(log_w, own if log_z is None else log_z)
-        ness = np.array([normalized_ess(row.numpy()) for row in log_w])
-        low = log_w < log_w.median(1, keepdim=True).values - 10
-        out[name] = {
-            "conditions": len(conditions),
-            "samples_per_condition": n,
-            "kl_gap_nats": float(gap.mean()),
-            "kl_gap_max_nats": float(gap.max()),
-            "ness_mean": float(ness.mean()),
-            "ness_min": float(ness.min()),
-            "catastrophic_share": float(low.double().mean()),
-            "milliseconds_per_sample": 1e3 * seconds / len(drawn),
-            "kl_gap_map": gap.tolist(),
-            "ness_map": ness.tolist(),
-        }
-        if log_z is not None:
-            error = torch.exp(log_w - own[:, None]).std(1) / np.sqrt(n)
-            out[name]["log_z_z_score_std"] = float(((own - log_z) / error)[ness * n >= 200].std())
+        if name == "all" and "agreeing" in system.conditions:
+            rows = system.agreeing
+            out["agreeing"] = _figures(log_w[rows], system.log_z["agreeing"], n, seconds, drawn)
+        out[name] = _figures(log_w, log_z, n, seconds, drawn)
+    return out
+
+
+def _figures(log_w, log_z, n: int, seconds: float, drawn) -> dict:
+    """Figures of one set of conditions; without ln Z against the model's own."""
+    own = torch.logsumexp(log_w, 1) - np.log(n)
+    gap = kl_gap(log_w, own if log_z is None else log_z)
+    ness = np.array([normalized_ess(row.numpy()) for row in log_w])
+    low = log_w < log_w.median(1, keepdim=True).values - 10
+    out = {
+        "conditions": len(log_w),
+        "samples_per_condition": n,
+        "kl_gap_nats": float(gap.mean()),
+        "kl_gap_max_nats": float(gap.max()),
+        "ness_mean": float(ness.mean()),
+        "ness_min": float(ness.min()),
+        "catastrophic_share": float(low.double().mean()),
+        "milliseconds_per_sample": 1e3 * seconds / len(drawn),
+        "kl_gap_map": gap.tolist(),
+        "ness_map": ness.tolist(),
+    }
+    if log_z is not None:
+        error = torch.exp(log_w - own[:, None]).std(1) / np.sqrt(n)
+        out["log_z_z_score_std"] = float(((own - log_z) / error)[ness * n >= 200].std())
     return out
 
 
@@ -246,6 +256,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="CPU seconds of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=1000, help="draws a condition")
+    parser.add_argument("--only", help="one of the sets of conditions, such as grid")
     parser.add_argument("--replicas", type=int, default=0, help="for z-scores (cuau16)")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--model", help="save the model of the last seed here")
@@ -257,6 +268,8 @@ def main() -> None:
         args.seconds, args.seeds, args.samples = 3.0, [0], 50
     seconds = args.seconds if args.seconds is not None else BUDGETS[args.system]
     system = SYSTEMS[args.system](args.short)
+    if args.only:
+        system.conditions = {args.only: system.conditions[args.only]}
     print(f"{args.system}: {system.lattice}, {system.note}")
     print(f"AMX: {machine()['amx']}, training {seconds:g} CPU seconds, one thread")
     runs = []
