@@ -43,10 +43,10 @@ __all__ = [
 # Rough costs in seconds that only decide how often to make neural moves: they are constants, so
 # that a run with the same seed makes the same moves on every machine.
 _FLOP = 5e-11
-_FLIP = 2e-7
 _HOST_STEP = 6e-6
 _NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the same steps
 _PILOT = (128, 4096)  # sweeps: at least, at most
+_LOOK = 6  # proposals that check whether the pilot has seen all
 _LOW_ACCEPTANCE = 0.05
 
 
@@ -132,10 +132,20 @@ class NeuralMoves:
             self._known = (y, log_q_y)
         return True, y.numpy(), log_target_y
 
-    def log_weights(self, occupations: np.ndarray, n: int) -> np.ndarray:
-        """ln w of ``n`` fresh global proposals with the given fixed sites, shape (n,)."""
+    def draw(self, occupations: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fresh global proposals around the fixed sites of a configuration.
+
+        Returns
+        -------
+        occupations : ndarray, shape (n, sites), int8
+        log_weights : ndarray, shape (n,)
+        energies : ndarray, shape (n,)
+            E - mu.N in eV; infinite where the chain cannot go.
+        """
         c = self._draw(torch.as_tensor(np.array(occupations, dtype=np.int8)), n)
-        return (self._restricted(c) - c.log_prob).numpy()
+        log_target = self._restricted(c)
+        energies = -log_target * self.conditions.kT.item()
+        return c.occupations.numpy(), (log_target - c.log_prob).numpy(), energies.numpy()
 
     def energy(self, occupations: np.ndarray) -> float:
         """E - mu.N of a configuration (sites,) in eV."""
@@ -237,31 +247,42 @@ class Schedule:
         return max(1, round(self.interval * n_free))
 
 
-def plan_schedule(chain: SingleChain, moves: NeuralMoves, n_free: int) -> Schedule:
+def plan_schedule(
+    chain: SingleChain, moves: NeuralMoves, n_free: int, planned_steps: int | None = None
+) -> Schedule:
     """Choose how often to make neural moves from a short pilot run.
 
-    With neural moves accepted with probability a every m sweeps, a chain with autocorrelation
-    time t forgets at the rate ``1/t + a/m`` a sweep. They pay if ``a t`` exceeds their cost in
-    sweeps; then they get about the time that the host itself would need for the steps, otherwise
-    a twentieth of it, as an insurance against phases that single-site moves never reach. A chain
-    whose energy or observables depend on where it started (from the present configuration or
-    from each pure species) has an infinite t. Where few global proposals are accepted, blocks of
-    1/2, 1/4 and 1/8 of the sites are tried.
+    Neural moves either get about the time that the host itself would need for the steps, or a
+    twentieth of it, as an insurance. The first where they at least double the number of
+    independent configurations: with moves accepted with probability a every m sweeps, a chain
+    with autocorrelation time t forgets at the rate ``1/t + a/m`` a sweep, so where ``a t > m``.
+    t is infinite where the chain remembers its start (energy or observables differ between
+    starts from the present configuration and from pure species) or where the model's proposals
+    carry weight at energies or observables that the chain has not seen; this last look may cost
+    a third of the host's time for ``planned_steps`` and is left out where it would cost more.
+    Where few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried.
 
     Deterministic: costs are constants and the random numbers of the pilot are its own. ``chain``
     is used up; ``moves`` lends its proposals.
     """
     n_rows = len(moves.free)
     parameters = sum(p.numel() for p in moves.model.parameters())
-    cost = 2 * _FLOP * 2 * parameters * moves.lattice.n_sites * n_rows + 1e-4 * n_rows
-    worth = cost / (_FLIP * n_free)
+    draw = 2 * _FLOP * parameters * moves.lattice.n_sites * n_rows + 5e-5 * n_rows
+    cost = 2 * draw
     far = max(1.0, cost / (_FAR * _HOST_STEP * n_free))
     near = max(1.0, cost / (_NEAR * _HOST_STEP * n_free))
     chain.seed(np.random.SeedSequence(0))
-    tau = _pilot_time(chain, moves, n_free)
-    if tau < worth:
+    start = chain.occupations.copy()
+    series = _pilot_series(chain, n_free, _PILOT[1])
+    tau = max((_time(v) for v in series), default=np.inf)
+    if tau < near and _remembers(chain, moves, n_free, start, series):
+        tau = np.inf
+    affordable = planned_steps is None or _LOOK * draw <= planned_steps * _HOST_STEP / 3
+    if tau < near and affordable and _unseen(chain, moves, start, series):
+        tau = np.inf
+    if tau < near:
         return Schedule(far, None, tau)
-    acceptance = _independence_acceptance(moves.log_weights(chain.occupations, 16))
+    acceptance = _independence_acceptance(moves.draw(chain.occupations, 16)[1])
     block = None
     if acceptance < _LOW_ACCEPTANCE:
         best = acceptance * n_rows
@@ -270,23 +291,36 @@ def plan_schedule(chain: SingleChain, moves: NeuralMoves, n_free: int) -> Schedu
             if a * k > best:
                 best, block, acceptance = a * k, k, a
     share = 1.0 if block is None else block / n_rows
-    pays = acceptance > 0 and acceptance * share * tau > worth
+    pays = acceptance > 0 and acceptance * share * tau > near
     return Schedule(near if pays else far, block, tau, acceptance)
 
 
-def _pilot_time(chain: SingleChain, moves: NeuralMoves, n_free: int) -> float:
-    """Autocorrelation time in sweeps; infinite where the start is not forgotten."""
-    start = chain.occupations.copy()
-    first = _pilot_series(chain, n_free, _PILOT[1])
-    tau = max((_time(v) for v in first), default=np.inf)
+def _remembers(chain, moves, n_free: int, start: np.ndarray, series: np.ndarray) -> bool:
+    """Whether chains from pure species have other means than the given series."""
     for a in range(moves.reachable.shape[1]):
         pure = np.where(moves.reachable[:, a], a, start).astype(np.int8)
         chain.load(pure, moves.energy(pure))
-        for v, w in zip(first, _pilot_series(chain, n_free, _PILOT[0]), strict=True):
+        for v, w in zip(series, _pilot_series(chain, n_free, _PILOT[0]), strict=True):
             error = v.var() * _time(v) / len(v) + w.var() * _time(w) / len(w)
             if abs(v.mean() - w.mean()) > 6 * np.sqrt(error) + 1e-9:
-                return np.inf
-    return tau
+                return True
+    return False
+
+
+def _unseen(chain, moves, start: np.ndarray, series: np.ndarray) -> bool:
+    """Whether a tenth of the weight of a few proposals lies outside what the series covers."""
+    proposals, log_w, energies = moves.draw(start, _LOOK)
+    if not np.isfinite(log_w).any():
+        return False
+    margin = 0.25 * np.ptp(series, axis=1) + 1e-9
+    low, high = series.min(1) - margin, series.max(1) + margin
+    outside = np.zeros(len(log_w), dtype=bool)
+    for k in np.flatnonzero(np.isfinite(energies)):
+        chain.load(proposals[k], energies[k])
+        values = np.append(chain.values, chain.energy)
+        outside[k] = ((values < low) | (values > high)).any()
+    w = np.exp(log_w - log_w.max())
+    return bool(w[outside].sum() > 0.1 * w.sum())
 
 
 def _pilot_series(chain: SingleChain, n_free: int, longest: int) -> np.ndarray:

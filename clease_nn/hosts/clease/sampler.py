@@ -172,7 +172,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
         if chem_pot is not None:
             self.chemical_potential = chem_pot
         self.reset()
-        self._planned_steps = steps
+        self._planned_steps = int(steps)
         self.initialize_run()
         if self._fast:
             self._run_compiled(steps, call_observers)
@@ -182,7 +182,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
 
     def irun(self, steps: int, call_observers: bool = True) -> Iterator[MCStep]:
         """Iterate over steps; averages go on from where they are."""
-        self._planned_steps = steps
+        self._planned_steps = int(steps)
         return super().irun(steps, call_observers)
 
     def initialize_run(self) -> None:
@@ -280,14 +280,15 @@ class NeuralSGCSampler(AbstractModelledSampler):
             self._schedules.clear()
             self._planned_for = neural.model
         mu = conditions.mu[0].tolist()
-        key = (conditions.temperature.item(), *mu, groups.reachable.tobytes())
+        length = self._planned_steps.bit_length()
+        key = (length, conditions.temperature.item(), *mu, groups.reachable.tobytes())
         if key not in self._schedules:
             pilot = SingleChain(self._ensemble.energy.tables, self._expansion.singlet_table)
             self._load(pilot, conditions, groups, occupations)
             trial = copy.copy(neural)
             trial.rng = torch.Generator().manual_seed(0)
             trial.block_size = None
-            self._schedules[key] = plan_schedule(pilot, trial, n_free)
+            self._schedules[key] = plan_schedule(pilot, trial, n_free, self._planned_steps)
         return self._schedules[key]
 
     @property
