@@ -25,11 +25,14 @@ class Batch:
         Probabilities of the species on unknown sites; rows of known sites are ignored.
     fields : Tensor, shape (batch, sites, species), optional
         Conditional fields of the partial configurations in kT, where the model needs them.
+    weight : Tensor, shape (batch,), optional
+        Weight of each row, mean one; default all one.
     """
 
     partial: Configurations
     targets: Tensor
     fields: Tensor | None = None
+    weight: Tensor | None = None
 
 
 def any_order_cross_entropy(
@@ -37,9 +40,9 @@ def any_order_cross_entropy(
 ) -> tuple[Tensor, dict[str, float]]:
     """Any-order likelihood: ``N / unknown * sum over unknown sites of CE(target, model)``.
 
-    With uniformly random numbers and positions of the known sites its mean is the mean of
-    ``-ln q(x)`` over random orders (Hoogeboom et al., ICLR 2022, eq. 5), with memory O(1) in the
-    number of sites.
+    With random positions and (by weight) uniform numbers of the known sites its mean is the mean
+    of ``-ln q(x)`` over random orders (Hoogeboom et al., ICLR 2022, eq. 5), with memory O(1) in
+    the number of sites.
 
     Returns
     -------
@@ -53,6 +56,8 @@ def any_order_cross_entropy(
     targets = batch.targets.to(log_q.dtype)
     unknown = ~batch.partial.known
     weight = unknown * (unknown.shape[1] / unknown.sum(1, keepdim=True)) / len(unknown)
+    if batch.weight is not None:
+        weight = weight * batch.weight.to(log_q)[:, None]
     entropy = -(torch.xlogy(targets, targets)).sum(-1)
     ce = -(targets * log_q.masked_fill(targets == 0, 0.0)).sum(-1)
     loss = (weight * ce).sum()

@@ -18,20 +18,34 @@ from clease_nn.objectives import Batch
 __all__ = ["AbstractSource", "ParallelTemperingSource", "random_known_sites"]
 
 
-def random_known_sites(n_rows: int, n_sites: int, rng: np.random.Generator) -> np.ndarray:
-    """Which sites are known: (rows, sites) bool, stratified number, random positions.
+def random_known_sites(
+    n_rows: int, n_sites: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which sites are known, and the weight that makes every number of them count alike.
 
-    The numbers of known sites 0 ... sites - 1 occur as evenly over the rows as possible.
+    The first sites drawn decide between phases, and what they should be is the noisiest target:
+    the coin that a chain's phase is. Half of the rows therefore have a number of known sites
+    that is uniform in its logarithm, the other half one that is uniform; weights correct for it.
+
+    Returns
+    -------
+    known : ndarray of bool, shape (rows, sites)
+        Stratified numbers 0 ... sites - 1, random positions.
+    weight : ndarray, shape (rows,), float32
+        Uniform probability of the number over the one it was drawn with.
 
     Examples
     --------
-    >>> sorted(random_known_sites(4, 4, np.random.default_rng(0)).sum(1).tolist())
-    [0, 1, 2, 3]
+    >>> known, weight = random_known_sites(1000, 4, np.random.default_rng(0))
+    >>> known.sum(1).max().item(), weight.mean().round(2).item()
+    (3, 1.0)
     """
+    k = np.arange(n_sites)
+    p = 0.5 / n_sites + 0.5 * np.log((k + 2) / (k + 1)) / np.log(n_sites + 1)
     strata = (rng.permutation(n_rows) + rng.random(n_rows)) / n_rows
-    number = np.minimum((strata * n_sites).astype(np.int64), n_sites - 1)
+    number = np.minimum(np.searchsorted(np.cumsum(p), strata, side="right"), n_sites - 1)
     rank = rng.random((n_rows, n_sites)).argsort(1).argsort(1)
-    return rank < number[:, None]
+    return rank < number[:, None], (1 / (n_sites * p[number])).astype(np.float32)
 
 
 class AbstractSource(ABC):
@@ -137,14 +151,15 @@ class ParallelTemperingSource(AbstractSource):
         rows = self.rng.choice(n_chains, size, replace=size > n_chains)
         full = torch.as_tensor(self.tempering.occupations[rows])
         conditions: Conditions = self.tempering.conditions[torch.as_tensor(rows)]
-        known = random_known_sites(size, self.lattice.n_sites, self.rng)
+        known, weight = random_known_sites(size, self.lattice.n_sites, self.rng)
         targets, _ = heat_bath_probabilities(
             self.ensemble, self.lattice, conditions, full, known, self.target_sweeps, self.rng
         )
         self._evaluations += int((~known).sum()) * self.target_sweeps
         occupations = torch.where(torch.as_tensor(known), full, UNKNOWN).to(torch.int8)
         partial = Configurations(self.lattice, conditions, occupations)
-        return Batch(partial, targets, self.ensemble.fields(partial) if needs_fields else None)
+        fields = self.ensemble.fields(partial) if needs_fields else None
+        return Batch(partial, targets, fields, torch.as_tensor(weight))
 
     def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations:
         """Configurations of chains spread over the range; all chains move on 2 steps between."""

@@ -76,10 +76,18 @@ def test_targets_are_unbiased_conditionals(name):
     assert abs(d.mean()) < 4 * error
 
 
-def test_numbers_of_known_sites_are_stratified():
-    """Every number of known sites occurs about equally often in every batch."""
-    known = random_known_sites(80, 8, np.random.default_rng(0)).sum(1)
-    assert np.bincount(known, minlength=8).tolist() == [10] * 8
+@pytest.mark.parametrize("n_sites", [1, 2, 8, 64])
+def test_numbers_of_known_sites_count_alike_by_weight(n_sites):
+    """Weighted, every number of known sites has the same share; unweighted, few are more often."""
+    rng = np.random.default_rng(0)
+    known, weight = random_known_sites(200_000, n_sites, rng)
+    number = known.sum(1)
+    assert number.max() == n_sites - 1
+    share = np.bincount(number, weights=weight, minlength=n_sites) / len(number)
+    seen = np.bincount(number, minlength=n_sites)
+    assert np.allclose(share, 1 / n_sites, rtol=0.02)
+    assert n_sites == 1 or seen[0] > seen[-1]
+    assert np.abs(known.mean(0) - known.mean()).max() < 0.01  # no site is preferred
 
 
 def test_cross_entropy_with_exact_targets_is_least_for_the_exact_model():
