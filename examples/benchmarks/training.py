@@ -212,7 +212,11 @@ def _figures(log_w, log_z, n: int, seconds: float, drawn) -> dict:
 
 
 def z_scores(trained, system: System, replicas: int, n: int) -> dict:
-    """Pooled z-scores of ln Z, E and N_0 against enumeration, replica by replica."""
+    """Pooled z-scores of ln Z, E and N_0 against enumeration, replica by replica.
+
+    Conditions whose exact distribution leaves too few events among ``n`` samples for an error bar
+    are left out and counted.
+    """
     conditions = system.conditions["grid"]
     exact = system.ensemble.enumerate(system.lattice)
     counts = (exact.occupations == 0).sum(1).double()
@@ -222,6 +226,14 @@ def z_scores(trained, system: System, replicas: int, n: int) -> dict:
         "count": exact.mean(conditions, counts).numpy(),
     }
     variance = exact.mean(conditions, counts**2).numpy() - reference["count"] ** 2
+    # an error from n samples needs n > 20 (kurtosis - 1): rare phases have too few events in n
+    usable = np.ones(len(conditions), dtype=bool)
+    for values in (exact.energy, counts):
+        for k in range(len(conditions)):
+            p = exact.probabilities(conditions[k])
+            d = values - (p * values).sum()
+            second = (p * d**2).sum()
+            usable[k] &= bool(n * second**2 > 20 * ((p * d**4).sum() - second**2))
     z: dict[str, list[float]] = {name: [] for name in reference}
     left_out = 0
     rng = torch.Generator().manual_seed(77)
@@ -234,7 +246,7 @@ def z_scores(trained, system: System, replicas: int, n: int) -> dict:
         energy = drawn.energy.view(len(conditions), n).numpy()
         number = drawn.counts()[:, 0].view(len(conditions), n).numpy()
         for k in range(len(conditions)):
-            if n * variance[k] < 20 or n * normalized_ess(log_w[k]) < 200:
+            if not usable[k] or n * variance[k] < 20 or n * normalized_ess(log_w[k]) < 200:
                 left_out += 1
                 continue
             for name, e in (
