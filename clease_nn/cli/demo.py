@@ -24,6 +24,7 @@ SHOWN = (-0.05, -0.02, 0.01)  # columns of the printed table; the file has all
 _HEADER = f"{'T':>5} {'c1_0':>6} |{'x(Au)':^25}|{'E (meV/site)':^25}|{'C (kB/site)':^23}|" + (
     f"{'Phi (meV/site)':^27}| NESS"
 )
+_AU = 0  # Au is the first species of the lattice
 KB_MEV = 8.617333262e-2
 
 
@@ -51,30 +52,33 @@ def run_demo(out: Path, *, seconds: float, seed: int, short: bool) -> None:
 
     n = 200 if short else 1000
     started = time.perf_counter()
-    drawn = Configurations.cat(
-        mc.sample(n, temp=t, chem_pot={"c1_0": x}) for t in TEMPERATURES for x in CHEM_POTS
-    )
+    points = [(t, x) for t in TEMPERATURES for x in CHEM_POTS]
+    drawn = [mc.sample(n, temp=t, chem_pot={"c1_0": x}) for t, x in points]
     neural_seconds = time.perf_counter() - started
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        averages = thermodynamics.averages(drawn)
+        averages = [_averages(c) for c in drawn]
     ensemble, lattice = mc.ensemble, mc.lattice
-    exact = _exact(ensemble, lattice, averages.conditions)
+    exact = _exact(ensemble, lattice, Conditions.cat(c.conditions[:1] for c in drawn))
     _print_table(averages, exact, n_sites)
-    for w in caught:
-        print(f"warning: {w.message}")
+    if caught:
+        print(f"{len(caught)} of {len(drawn)} conditions carry a warning, the first: ")
+        print(f"  {caught[0].message}")
+    if None in averages:
+        print(f"{averages.count(None)} conditions are not determined: train longer")
     z = _z_scores(averages, exact)
     print(
-        f"differences to exact in standard errors, all {len(averages)} conditions: "
+        f"differences to exact in standard errors, {len(z['x'])} conditions that fluctuate: "
         + ", ".join(f"{k} rms {np.sqrt(np.mean(np.square(s))):.2f}" for k, s in z.items())
     )
 
     host_steps = 2_000 if short else 20_000
     host, host_seconds = _host(atoms, host_steps)
-    _print_cost(meta, neural_seconds, len(drawn), host_seconds, host_steps)
-    rows = averages.to_rows()
-    for row, x in zip(rows, np.tile(CHEM_POTS, len(TEMPERATURES)), strict=True):
-        row["c1_0"] = float(x)
+    _print_cost(meta, neural_seconds, n * len(drawn), host_seconds, host_steps)
+    rows = [
+        {"temperature": t, "c1_0": x, **({} if a is None else a.to_dict())}
+        for (t, x), a in zip(points, averages, strict=True)
+    ]
     (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     _figures(out, averages, host, meta["history"])
     model_path = out / "cuau.nn"
@@ -97,6 +101,14 @@ In your own CLEASE script change one line and add one:
 The model of this run is {model}."""  # noqa: E501
 
 
+def _averages(c: Configurations):
+    """Averages at one condition, or None where thermodynamics refuses to give any."""
+    try:
+        return thermodynamics.averages(c)[0]
+    except ValueError:
+        return None
+
+
 def _exact(ensemble, lattice, conditions: Conditions) -> dict[str, np.ndarray]:
     """Exact averages by enumeration, one value a condition."""
     states = ensemble.enumerate(lattice)
@@ -117,7 +129,9 @@ def _exact(ensemble, lattice, conditions: Conditions) -> dict[str, np.ndarray]:
 
 
 def _z_scores(averages, exact) -> dict[str, np.ndarray]:
-    au = averages[0].species.index("Au")
+    exact = {k: v[[a is not None for a in averages]] for k, v in exact.items()}
+    averages = [a for a in averages if a is not None]
+    au = _AU
     estimates = {
         "x": [a.composition[au] for a in averages],
         "energy": [a.energy for a in averages],
@@ -135,10 +149,13 @@ def _z_scores(averages, exact) -> dict[str, np.ndarray]:
 def _print_table(averages, exact, n_sites: int) -> None:
     print("\nvalue(error) exact; C at constant chemical potential; Phi = -kT ln Z")
     print(_HEADER)
-    au = averages[0].species.index("Au")
+    au = _AU
     for k, a in enumerate(averages):
         x_mu = CHEM_POTS[k % len(CHEM_POTS)]
         if x_mu not in SHOWN:
+            continue
+        if a is None:
+            print(f"{TEMPERATURES[k // len(CHEM_POTS)]:5.0f} {x_mu:6.3f} | not determined")
             continue
         columns = [
             (a.composition[au], 1.0, exact["x"][k], 4),
@@ -191,11 +208,14 @@ def _print_cost(meta, neural_seconds, n_drawn, host_seconds, host_steps) -> None
 
 def _figures(out: Path, averages, host: Estimate, history) -> None:
     shape = (len(TEMPERATURES), len(CHEM_POTS))
-    au = averages[0].species.index("Au")
+
+    def table(of):
+        return np.array([np.nan if a is None else of(a) for a in averages]).reshape(shape)
+
     x = Estimate(
-        np.array([a.composition.value[au] for a in averages]).reshape(shape),
-        np.array([a.composition.error[au] for a in averages]).reshape(shape),
-        np.array([a.ness for a in averages]).reshape(shape),
+        table(lambda a: a.composition.value[_AU]),
+        table(lambda a: a.composition.error[_AU]),
+        table(lambda a: a.ness),
     )
     label = "chemical potential c1_0 (eV)"
     fig, ax = plotting.figure()

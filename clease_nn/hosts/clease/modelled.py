@@ -258,8 +258,9 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         rng = torch.Generator().manual_seed(int(self._spawn().generate_state(1)[0]))
         extra = 0 if weighted else min(int(n), 64)
         c = sample(
-            trained.model, self._ensemble, self._lattice, conditions.repeat(int(n) + extra), rng
-        )
+            trained.model, self._ensemble, self._lattice, conditions.repeat(int(n) + extra), rng,
+            precision="auto",
+        )  # fmt: skip
         return c if weighted else resample_chain(c, rng, int(n))
 
     def free_energy(
