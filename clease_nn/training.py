@@ -215,6 +215,10 @@ def fit(
         chains = source.chain_configurations(24, 8)
         conditions = _distinct(chains)
         report = validate(final, ensemble, chains, conditions, validation_samples, rng)
+    if progress:
+        tqdm.write(
+            f"trained {trainer.step_count} steps in {trainer.seconds:.0f} s ({precision}); {report}"
+        )
     report.warn()
     metadata = {
         **key,

@@ -44,12 +44,6 @@ def run_demo(out: Path, *, seconds: float, seed: int, short: bool) -> None:
         threads=1,
     )
     meta = trained.metadata
-    v = meta["validation"]
-    print(
-        f"trained {meta['steps']} steps in {meta['training_seconds']:.0f} s; NESS mean "
-        f"{v['ness_mean']:.3f}, lowest {v['ness_min']:.3f} at {v['conditions']} conditions"
-    )
-
     n = 200 if short else 1000
     started = time.perf_counter()
     points = [(t, x) for t in TEMPERATURES for x in CHEM_POTS]
