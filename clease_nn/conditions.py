@@ -128,16 +128,19 @@ class ConditionRange:
     Parameters
     ----------
     temperature : (low, high)
-        Temperatures in K, ``0 < low <= high``.
+        Temperatures in K, ``0 < low < high``.
     low, high : array_like, shape (d,)
-        Ends of the box along each axis in eV, ``low <= high``.
+        Ends of the box along each axis in eV, ``low < high``.
     axes : array_like, shape (d, species)
-        Chemical potentials of all species for a unit step along each axis (dimensionless).
+        Chemical potentials of all species for a unit step along each axis (dimensionless). Their
+        differences between species must be linearly independent.
 
     Raises
     ------
+    TypeError
+        If a range is not made of numbers.
     ValueError
-        If a range is empty, inverted, not finite, or T <= 0.
+        If a range is empty, inverted, not finite, or T <= 0, or the axes are dependent.
 
     Examples
     --------
@@ -154,21 +157,36 @@ class ConditionRange:
     axes: np.ndarray
 
     def __post_init__(self):
-        t = np.asarray(self.temperature, dtype=float)
+        try:
+            t = np.asarray(self.temperature, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"temperature range must be two numbers (low, high) in K, got {self.temperature!r}"
+            ) from error
         low, high = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (self.low, self.high))
         axes = np.atleast_2d(np.asarray(self.axes, dtype=float))
         if t.shape != (2,) or not np.isfinite(t).all():
             raise ValueError(f"temperature range must be (low, high) in K, got {self.temperature}")
-        if t[0] <= 0 or t[1] < t[0]:
-            raise ValueError(f"temperature range must have 0 < low <= high, got {tuple(t)} K")
+        if t[0] <= 0 or t[1] <= t[0]:
+            raise ValueError(
+                f"temperature range must have 0 < low < high, got {t.tolist()} K; swap or widen it"
+            )
         if low.shape != high.shape or axes.shape[0] != len(low):
             raise ValueError(
                 f"low {low.shape}, high {high.shape} and axes {axes.shape} do not match"
             )
         if not (np.isfinite(low).all() and np.isfinite(high).all() and np.isfinite(axes).all()):
             raise ValueError("chemical potential ranges must be finite")
-        if (high < low).any():
-            raise ValueError(f"chemical potential range is inverted: low {low} > high {high} eV")
+        if (high <= low).any():
+            raise ValueError(
+                f"chemical potential range is empty or inverted: low {low}, high {high} eV; swap "
+                "or widen it"
+            )
+        if np.linalg.matrix_rank(axes - axes.mean(1, keepdims=True)) < len(axes):
+            raise ValueError(
+                f"the {len(axes)} chemical potentials of the range are not independent: only "
+                "differences between species matter, so leave one out (of all elements, say)"
+            )
         object.__setattr__(self, "temperature", (float(t[0]), float(t[1])))
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)

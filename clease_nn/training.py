@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import ModelFileError, TrainedModel, read_state, write_state
 from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel, AnyOrderARM
+from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.networks import LatticeConvolution
 from clease_nn.objectives import any_order_cross_entropy
 from clease_nn.sources import AbstractSource, ParallelTemperingSource
@@ -40,9 +44,11 @@ _CHECKPOINT_SECONDS = 30.0
 class _Trainer:
     """State of a run: everything that a checkpoint holds and a step changes."""
 
-    def __init__(self, model, source, objective, batch_size, learning_rate):
+    def __init__(self, model, source, objective, batch_size, learning_rate, rng):
         self.model, self.source, self.objective = model, source, objective
         self.batch_size, self.learning_rate = batch_size, learning_rate
+        self.rng = rng
+        """Draws for looks at NESS and the validation."""
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA))
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
@@ -75,6 +81,7 @@ class _Trainer:
 
     def state_dict(self) -> dict:
         return {
+            "rng": self.rng.get_state(),
             "config": self.model.config(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -90,9 +97,40 @@ class _Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.source.load_state_dict(state["source"])
+        self.rng.set_state(state["rng"])
         self.step_count = int(state["step"])
         self.seconds = float(state["seconds"])
         self.history = list(state["history"])
+
+
+class _Stop:
+    """Whether the user asked to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """The first Ctrl-C asks to stop after the present step, the second stops at once.
+
+    Outside the main thread, where Python allows no handlers, Ctrl-C works as usual.
+    """
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number, frame):
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fit(
@@ -123,7 +161,8 @@ def fit(
     targets; AdamW with a cosine schedule over the budget and an exponential average of the
     weights. Compilation and burn-in of the chains are not counted in ``max_seconds``.
 
-    Ctrl-C ends training early: the checkpoint is written and what there is, is returned.
+    Ctrl-C ends training after the present step: the checkpoint is written and what there is, is
+    validated and returned; a second Ctrl-C skips the validation.
 
     Parameters
     ----------
@@ -136,7 +175,8 @@ def fit(
         Budget of optimiser steps. A run limited by steps alone is bitwise reproducible and
         resumable on one machine and thread count.
     target_ness : float, optional
-        Stop once the mean NESS of a quick look (8 looks a run) reaches it.
+        Stop once the mean NESS of a look (8 looks a run) reaches it. Looks take few draws and read
+        NESS too high; one that reaches the target is repeated with 128 draws a condition.
     seed : int
     model : AbstractOccupationModel, optional
         Start from this one (its weights are changed in place).
@@ -148,6 +188,7 @@ def fit(
         At the top of the schedule.
     checkpoint : path, optional
         Written every 30 seconds and at the end; if the file exists, training continues from it.
+        A write that fails is a warning, training goes on.
     validation_samples : int
         Draws at each of 24 conditions in the final validation.
     threads : int
@@ -167,7 +208,8 @@ def fit(
     ValueError
         If no budget is given, or one is not positive.
     ModelFileError
-        If the checkpoint belongs to another energy, lattice, range or network.
+        If the checkpoint belongs to another energy, lattice, range, network, seed, batch size or
+        learning rate.
     """
     if max_seconds is None and max_steps is None:
         raise ValueError("give fit a budget: max_seconds, max_steps, or both")
@@ -196,32 +238,42 @@ def fit(
             model = AnyOrderARM(network)
         if source is None:
             source = ParallelTemperingSource(ensemble, lattice, box, seed=source_seed)
-        trainer = _Trainer(model, source, objective, batch_size, learning_rate)
+        rng = torch.Generator().manual_seed(int(check_seed.generate_state(1)[0]))
+        trainer = _Trainer(model, source, objective, batch_size, learning_rate, rng)
         key = {
             "energy_fingerprint": getattr(ensemble.energy, "fingerprint", None),
+            "energies": _probe(ensemble, lattice),
             "lattice_fingerprint": lattice.fingerprint,
             "range": box.to_dict(),
+            "seed": seed,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
         }
         if checkpoint is not None and Path(checkpoint).exists():
             _resume(trainer, checkpoint, key)
-        rng = torch.Generator().manual_seed(int(check_seed.generate_state(1)[0]))
-        _warm_up(trainer)
-        stopped = _loop(
-            trainer, ensemble, lattice, box, max_seconds, max_steps, target_ness, checkpoint, key,
-            progress, clock, rng,
-        )  # fmt: skip
-        final = trainer.average.module
-        final.eval()
-        chains = source.chain_configurations(24, 8)
-        conditions = _distinct(chains)
-        report = validate(final, ensemble, chains, conditions, validation_samples, rng)
+        with _interruptible() as stop:
+            _warm_up(trainer)
+            stopped = _loop(
+                trainer, ensemble, lattice, box, max_seconds, max_steps, target_ness, checkpoint,
+                key, progress, clock, stop,
+            )  # fmt: skip
+            final = trainer.average.module
+            final.eval()
+            report = None
+            with contextlib.suppress(KeyboardInterrupt):
+                chains = source.chain_configurations(24, 8)
+                report = validate(
+                    final, ensemble, chains, _distinct(chains), validation_samples, rng
+                )
     if progress:
         tqdm.write(
-            f"trained {trainer.step_count} steps in {trainer.seconds:.0f} s ({precision}); {report}"
+            f"trained {trainer.step_count} steps in {trainer.seconds:.0f} s ({precision}); "
+            f"{report or 'not validated'}"
         )
-    report.warn()
+    if report is not None:
+        report.warn()
     metadata = {
-        **key,
+        **{k: key[k] for k in ("energy_fingerprint", "lattice_fingerprint", "range")},
         "n_sites": lattice.n_sites,
         "species": list(lattice.species),
         "seed": seed,
@@ -230,7 +282,7 @@ def fit(
         "steps": trainer.step_count,
         "precision": precision,
         "energy_evaluations": source.energy_evaluations,
-        "validation": report.summary(),
+        "validation": None if report is None else report.summary(),
         "history": trainer.history,
         "versions": {"clease_nn": clease_nn.__version__, "torch": torch.__version__},
     }
@@ -239,7 +291,7 @@ def fit(
 
 def _loop(
     trainer, ensemble, lattice, box, max_seconds, max_steps, target_ness, checkpoint, key, progress,
-    clock, rng,
+    clock, stop,
 ) -> str:  # fmt: skip
     """Train until a limit; returns which: "seconds", "steps", "target_ness" or "interrupt"."""
 
@@ -259,6 +311,8 @@ def _loop(
     stopped = None
     try:
         while done() < 1.0:
+            if stop.requested:
+                raise KeyboardInterrupt
             started = clock()
             metrics = trainer.step(done())
             trainer.seconds += clock() - started
@@ -266,7 +320,9 @@ def _loop(
             if trainer.step_count % 20 == 0 or now >= 1.0:
                 entry = {"step": trainer.step_count, "seconds": trainer.seconds, **metrics}
                 if now >= next_check and now < 1.0:
-                    ness = _quick_ness(trainer.average.module, ensemble, lattice, box, rng)
+                    ness = _quick_ness(trainer, ensemble, lattice, box, 16)
+                    if target_ness is not None and ness >= target_ness:
+                        ness = _quick_ness(trainer, ensemble, lattice, box, 128)
                     entry["ness"] = ness
                     next_check = (math.floor(now * _CHECKS) + 1) / _CHECKS
                 trainer.history.append(entry)
@@ -279,7 +335,7 @@ def _loop(
                     stopped = "target_ness"
                     break
             if checkpoint is not None and clock() - last_saved > _CHECKPOINT_SECONDS:
-                write_state(checkpoint, "checkpoint", {"key": key, **trainer.state_dict()})
+                _save(trainer, checkpoint, key)
                 last_saved = clock()
     except KeyboardInterrupt:
         stopped = "interrupt"
@@ -292,11 +348,25 @@ def _loop(
     finally:
         bar.close()
         if checkpoint is not None:
-            write_state(checkpoint, "checkpoint", {"key": key, **trainer.state_dict()})
+            _save(trainer, checkpoint, key)
     if stopped is None:
         by_time = max_seconds is not None and trainer.seconds >= max_seconds
         stopped = "seconds" if by_time else "steps"
     return stopped
+
+
+def _save(trainer: _Trainer, checkpoint, key: dict) -> None:
+    try:
+        write_state(checkpoint, "checkpoint", {"key": key, **trainer.state_dict()})
+    except OSError as error:
+        warnings.warn(f"no checkpoint: {error}", TrainingWarning, stacklevel=4)
+
+
+def _probe(ensemble: SemiGrandCanonical, lattice: Lattice) -> list[float]:
+    """Energies of a few configurations, eV: tells energies without a fingerprint apart."""
+    rng = np.random.default_rng(0)
+    occupations = torch.from_numpy(random_occupations(lattice, 4, rng))
+    return [round(float(e), 6) for e in ensemble.energy(lattice, occupations)]
 
 
 def _resume(trainer: _Trainer, checkpoint, key: dict) -> None:
@@ -325,11 +395,13 @@ def _warm_up(trainer: _Trainer) -> None:
         trainer.source.load_state_dict(state)
 
 
-def _quick_ness(model, ensemble, lattice, box, rng) -> float:
-    """Mean NESS of 16 draws at each of 16 conditions: a look, not a result."""
+def _quick_ness(trainer: _Trainer, ensemble, lattice, box: ConditionRange, n: int) -> float:
+    """Mean NESS of ``n`` draws at each of 16 conditions: a look, not a result."""
     sobol = torch.quasirandom.SobolEngine(1 + box.n_axes, scramble=False)
     conditions = box.at(sobol.draw(17)[1:].numpy())
-    return float(validate(model, ensemble, None, conditions, 16, rng, lattice=lattice).ness.mean())
+    model = trainer.average.module
+    report = validate(model, ensemble, None, conditions, n, trainer.rng, lattice=lattice)
+    return float(report.ness.mean())
 
 
 def _distinct(c: Configurations) -> Conditions:

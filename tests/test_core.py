@@ -99,9 +99,11 @@ def test_temperatures_must_be_positive(temperature):
 @pytest.mark.parametrize(
     "temperature, low, high, match",
     [
-        ((900, 300), [-0.1], [0.1], "low <= high"),
+        ((900, 300), [-0.1], [0.1], "low < high"),
+        ((300, 300), [-0.1], [0.1], "low < high"),
         ((0, 300), [-0.1], [0.1], "0 < low"),
         ((300, 900), [0.1], [-0.1], "inverted"),
+        ((300, 900), [0.1], [0.1], "empty"),
         ((300, 900), [np.nan], [0.1], "finite"),
         ((300,), [-0.1], [0.1], r"\(low, high\)"),
     ],
@@ -110,6 +112,14 @@ def test_bad_ranges_are_refused(temperature, low, high, match):
     """Empty, inverted and non-finite ranges are refused with the reason."""
     with pytest.raises(ValueError, match=match):
         ConditionRange(temperature, low, high, [[1.0, 0.0]])
+
+
+def test_dependent_axes_are_refused():
+    """Chemical potentials of all elements fix one direction twice."""
+    with pytest.raises(ValueError, match="leave one out"):
+        ConditionRange((300, 900), [0, 0], [0.1, 0.1], [[1, 0], [0, 1]])
+    with pytest.raises(TypeError, match="two numbers"):
+        ConditionRange("hot", [0], [0.1], [[1, 0]])
 
 
 def test_range_knows_its_own_points_in_any_gauge():

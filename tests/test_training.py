@@ -159,6 +159,73 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
         assert torch.equal(p, q), name
 
 
+def test_interrupts_inside_a_step_resume_exactly(tmp_path):
+    """SIGINT in the middle of a step lets the step finish: resuming is bitwise exact."""
+    whole = quick_fit(binary(), 12, seed=2)
+    calls = []
+
+    def objective(model, batch):
+        calls.append(1)
+        if len(calls) == 6:  # one call compiles, so this is inside step 5
+            os.kill(os.getpid(), signal.SIGINT)
+        return any_order_cross_entropy(model, batch)
+
+    path = tmp_path / "c"
+    with pytest.warns(TrainingWarning, match="interrupted"):
+        part = quick_fit(binary(), 12, seed=2, checkpoint=path, objective=objective)
+    assert part.metadata["steps"] == 5 and part.metadata["validation"] is not None
+    resumed = quick_fit(binary(), 12, seed=2, checkpoint=path)
+    for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert resumed.metadata["validation"] == whole.metadata["validation"]
+
+
+def test_a_failing_checkpoint_does_not_stop_training(tmp_path, monkeypatch):
+    """A full disk is a warning; the model is returned."""
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(TrainingWarning, match=r"no checkpoint.*No space left"):
+        out = quick_fit(binary(), 3, checkpoint=tmp_path / "c")
+    assert out.metadata["steps"] == 3
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"learning_rate": 1e-3}])
+def test_checkpoint_of_other_settings_is_refused(tmp_path, change):
+    """Another seed or learning rate is another run."""
+    quick_fit(binary(), 2, checkpoint=tmp_path / "c")
+    with pytest.raises(ModelFileError, match=next(iter(change)).replace("_", " ")):
+        quick_fit(binary(), 4, checkpoint=tmp_path / "c", **change)
+
+
+def test_checkpoint_of_another_callable_is_refused(tmp_path):
+    """Energies without a fingerprint are told apart by their values."""
+    lattice, _, box = binary()
+    for scale, ok in ((0.01, True), (0.02, False)):
+
+        def energy(lattice, occupations, scale=scale):
+            return scale * occupations.double().sum(1)
+
+        def run(energy=energy):
+            model = AnyOrderARM(
+                LatticeConvolution(lattice, box, channels=16, blocks=1, needs_fields=False)
+            )
+            ensemble = SemiGrandCanonical(energy)
+            return fit(
+                ensemble, lattice, box, max_steps=1, model=model, batch_size=8, progress=False,
+                source=ParallelTemperingSource(ensemble, lattice, box, shape=(2, 2), burn_in=1),
+                checkpoint=tmp_path / "c", validation_samples=4,
+            )  # fmt: skip
+
+        if ok:
+            run()
+        else:
+            with pytest.raises(ModelFileError, match="another energies"):
+                run()
+
+
 def test_a_real_signal_stops_training_and_keeps_the_model(tmp_path):
     """SIGINT during training returns a usable model and leaves a checkpoint."""
     timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
