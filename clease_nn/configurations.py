@@ -11,7 +11,18 @@ from torch import Tensor
 from clease_nn.conditions import Conditions
 from clease_nn.lattice import UNKNOWN, Lattice
 
-__all__ = ["Configurations"]
+__all__ = ["Configurations", "species_counts"]
+
+
+def species_counts(occupations: Tensor, n_species: int) -> Tensor:
+    """How many sites carry each species, shape (batch, species), float64.
+
+    Examples
+    --------
+    >>> species_counts(torch.tensor([[0, 1, 1], [0, 0, 0]]), 2).tolist()
+    [[1.0, 2.0], [3.0, 0.0]]
+    """
+    return torch.stack([(occupations == a).sum(1) for a in range(n_species)], 1).to(torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +105,7 @@ class Configurations:
 
     def counts(self) -> Tensor:
         """(batch, species) float64: how many active sites carry each species."""
-        species = torch.arange(self.lattice.n_species, device=self.occupations.device)
-        return (self.occupations[:, :, None] == species).sum(1).to(torch.float64)
+        return species_counts(self.occupations, self.lattice.n_species)
 
     def __len__(self) -> int:
         return len(self.occupations)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clease_nn.conditions import Conditions
-from clease_nn.configurations import Configurations
+from clease_nn.configurations import Configurations, species_counts
 from clease_nn.lattice import Lattice
 
 __all__ = ["SemiGrandCanonical"]
@@ -87,7 +87,8 @@ class SemiGrandCanonical:
         Raises
         ------
         ValueError
-            If the lattice has more than ``limit`` configurations.
+            If the lattice has more than ``limit`` configurations, or an energy is NaN or
+            infinite; the message names the state.
         """
         if lattice.log_states > np.log(limit) + 1e-9:
             raise ValueError(
@@ -109,6 +110,14 @@ class SemiGrandCanonical:
                 for k in range(0, total, batch)
             ]
         )
+        bad = ~torch.isfinite(energy)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"the energy of state {row}, occupations {states[row].tolist()}, is "
+                f"{energy[row].item()} ({int(bad.sum())} of {total} are not finite); check the "
+                "energy model"
+            )
         return Enumeration(lattice, states, energy)
 
 
@@ -130,9 +139,7 @@ class Enumeration:
         """``-(E - mu.N)/kT`` of every state at one condition, shape (states,)."""
         if len(conditions) != 1:
             raise ValueError(f"one condition at a time, got {len(conditions)}")
-        counts = torch.stack(
-            [(self.occupations == a).sum(1) for a in range(self.lattice.n_species)], 1
-        ).to(torch.float64)
+        counts = species_counts(self.occupations, self.lattice.n_species)
         return -(self.energy - counts @ conditions.mu[0]) / conditions.kT[0]
 
     def log_z(self, conditions: Conditions) -> Tensor:

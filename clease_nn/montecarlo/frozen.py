@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clease_nn.conditions import Conditions
-from clease_nn.configurations import Configurations
+from clease_nn.configurations import Configurations, species_counts
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.montecarlo.chains import make_engine
 
@@ -103,8 +103,7 @@ def frozen_chains(
         _, _, now = engine.heat_bath(
             x, beta, beta[:, None] * mu, clamped, 1, generators, rng, now, sums
         )
-        counts = np.stack([(x == a).sum(1) for a in range(lattice.n_species)], 1)
-        total += engine.energies(x) - (counts * mu).sum(1)
+        total += engine.energies(x) - (_counts(x, lattice) * mu).sum(1)
     single = lattice.allowed.sum(1) == 1
     p = np.where(single[None, :, None], 0.0, sums / sweeps)
     entropy = -(p * np.log(np.maximum(p, 1e-30))).sum((1, 2))
@@ -116,6 +115,10 @@ def frozen_chains(
         entropy=entropy,
         best=best,
     )
+
+
+def _counts(occupations: np.ndarray, lattice) -> np.ndarray:
+    return species_counts(torch.from_numpy(occupations), lattice.n_species).numpy()
 
 
 def _lowest(energy, counts, mu, chunk: int = 256):
@@ -160,7 +163,7 @@ def ground_state_bound(
     engine = make_engine(ensemble, lattice)
     seen = np.unique(configurations.occupations.cpu().numpy(), axis=0)
     energy = engine.energies(seen)
-    counts = np.stack([(seen == a).sum(1) for a in range(lattice.n_species)], 1).astype(float)
+    counts = _counts(seen, lattice)
     mu = conditions.mu.cpu().numpy()
     beta = conditions.beta.cpu().numpy()
     ranked: dict[int, None] = dict.fromkeys(_lowest(energy, counts, mu)[1].tolist())
@@ -173,7 +176,7 @@ def ground_state_bound(
         np.concatenate([chosen[:, t] for t in lattice.translations], 0).astype(np.int8), axis=0
     )
     energy = engine.energies(variants)
-    counts = np.stack([(variants == a).sum(1) for a in range(lattice.n_species)], 1).astype(float)
+    counts = _counts(variants, lattice)
     out = np.empty(len(mu))
     for k in range(len(mu)):
         log_weight = -beta[k] * (energy - counts @ mu[k])
