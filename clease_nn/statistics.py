@@ -15,6 +15,7 @@ import numpy as np
 __all__ = [
     "Estimate",
     "bootstrap",
+    "independence_acceptance",
     "integrated_autocorrelation_time",
     "log_mean_exp",
     "log_mean_exp_plus_mean",
@@ -176,6 +177,24 @@ def pareto_k(log_weights) -> float:
     [0.3, 0.9]
     """
     return _tail(_weights(log_weights))[0]
+
+
+def independence_acceptance(log_weights) -> float:
+    """Acceptance of an independence Metropolis-Hastings chain that proposes these draws.
+
+    ``sum_ij min(w_i, w_j) / (n sum_i w_i)``, the mean of ``min(1, w_new / w_old)`` in equilibrium.
+
+    Examples
+    --------
+    >>> independence_acceptance([0.0, 0.0])
+    1.0
+    >>> independence_acceptance([0.0, -1000.0])
+    0.5
+    """
+    w = np.sort(_weights(log_weights))
+    n = len(w)
+    # the k-th smallest of n weights is the minimum of 2(n - k) + 1 ordered pairs
+    return float((w * (2 * np.arange(n, 0, -1) - 1)).sum() / n)
 
 
 def log_mean_exp(log_weights) -> Estimate:

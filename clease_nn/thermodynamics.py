@@ -30,6 +30,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.statistics import (
     Estimate,
+    independence_acceptance,
     integrated_autocorrelation_time,
     log_mean_exp,
     log_mean_exp_plus_mean,
@@ -350,7 +351,7 @@ def _average(c: Configurations, g: _Group) -> ConditionAverages:
         out |= {
             "ness": ln_z.ness,
             "pareto_k": pareto_k(g.log_w),
-            "acceptance": _acceptance(g.log_w),
+            "acceptance": independence_acceptance(g.log_w),
             "log_z": ln_z,
             "grand_potential": ln_z * -kT,
             "entropy": log_mean_exp_plus_mean(-log_target, g.log_w) * kB,
@@ -363,13 +364,6 @@ def _average(c: Configurations, g: _Group) -> ConditionAverages:
         n=len(g.rows),
         **out,
     )
-
-
-def _acceptance(log_w: np.ndarray) -> float:
-    w = np.sort(np.exp(log_w - log_w.max()))
-    n = len(w)
-    # the k-th smallest of n weights is the minimum of 2(n - k) + 1 ordered pairs
-    return float((w * (2 * np.arange(n, 0, -1) - 1)).sum() / (n * w.sum()))
 
 
 # ------------------------------------------------------------------ grouping and refusals
