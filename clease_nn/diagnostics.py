@@ -14,7 +14,7 @@ from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampling import sample
-from clease_nn.statistics import normalized_ess
+from clease_nn.statistics import normalized_ess, series_mean
 from clease_nn.warnings import LostModeWarning, TrainingWarning
 
 __all__ = ["Validation", "validate"]
@@ -39,7 +39,9 @@ class Validation:
         KL(q || p) in nats, ``E_q[w - 1 - ln w]`` with ``w = p / q``.
     forward_kl, forward_kl_error : ndarray, shape (conditions,), or None
         KL(p || q) from configurations that no model had a hand in. NESS cannot see a lost mode,
-        this can.
+        this can. The error contains the autocorrelation of the chains
+        (:func:`~clease_nn.statistics.series_mean`); a single chain of fewer than 10 rows counts
+        as one sample.
     mean_weight, mean_weight_error : ndarray, shape (conditions,), or None
         ``E_q[w] - 1`` against an independent ln Z; far below zero where a mode is lost.
     catastrophic : ndarray, shape (conditions,)
@@ -170,7 +172,8 @@ def validate(
     Parameters
     ----------
     chains : Configurations, optional
-        Configurations of the ensemble at (some of) ``conditions``, drawn without the model.
+        Configurations of the ensemble at ``conditions``, drawn without the model: rows of one
+        ``chain`` in time order and correlated, rows without ``chain`` independent.
     conditions : Conditions
         Distinct conditions to draw ``n_samples`` at.
     lattice : Lattice, optional
@@ -219,7 +222,7 @@ def validate(
 
 
 def _forward(model, ensemble, chains, conditions, log_z, rng) -> dict:
-    """Forward KL at each condition from independent configurations; nan where there are none."""
+    """Forward KL at each condition from configurations drawn without the model."""
     steps = model.draw_steps(
         replace(chains, occupations=torch.full_like(chains.occupations, -1)), rng
     )
@@ -227,14 +230,16 @@ def _forward(model, ensemble, chains, conditions, log_z, rng) -> dict:
     with torch.no_grad():
         log_q = model.log_prob(chains, steps=steps, fields=fields)
     log_p = ensemble.score(chains).log_target
+    labels = torch.arange(len(chains)) if chains.chain is None else chains.chain
     kl, error = np.full(len(conditions), np.nan), np.full(len(conditions), np.nan)
     for k in range(len(conditions)):
         rows = (chains.conditions.temperature == conditions.temperature[k]) & (
             chains.conditions.mu == conditions.mu[k]
         ).all(1)
-        d = (log_p - log_q)[rows] - log_z[k]
+        d, label = ((log_p - log_q)[rows] - log_z[k]).numpy(), labels[rows].numpy()
         if len(d) > 1:
-            kl[k], error[k] = float(d.mean()), float(d.std() / np.sqrt(len(d)))
+            estimate = series_mean([d[label == c] for c in np.unique(label)])
+            kl[k], error[k] = estimate.value, estimate.error
     if np.isnan(kl).any():
         raise ValueError(
             "validate needs at least 2 chain configurations at every condition; hand it chains "
