@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,17 +81,13 @@ def write_state(path: str | os.PathLike, kind: str, state: Mapping) -> None:
         "state": json.dumps(tree),
     }
     payload = save(tensors or {"empty": torch.zeros(1)}, metadata=header)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-        )
-        with os.fdopen(handle, "wb") as f:
+        with open(temporary, "xb") as f:
             f.write(payload)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise OSError(
             error.errno,
@@ -99,8 +95,7 @@ def write_state(path: str | os.PathLike, kind: str, state: Mapping) -> None:
             "changed there, choose another path or free space and save again",
         ) from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def read_state(path: str | os.PathLike, kind: str) -> dict:

@@ -308,16 +308,19 @@ def _loop(
     next_check = (math.floor(done() * _CHECKS) + 1) / _CHECKS
     ness = trainer.history[-1].get("ness") if trainer.history else None
     last_saved = clock()
+    recent: list[dict] = []
     stopped = None
     try:
         while done() < 1.0:
             if stop.requested:
                 raise KeyboardInterrupt
             started = clock()
-            metrics = trainer.step(done())
+            recent.append(trainer.step(done()))
             trainer.seconds += clock() - started
             now = done()
             if trainer.step_count % 20 == 0 or now >= 1.0:
+                metrics = {k: sum(m[k] for m in recent) / len(recent) for k in recent[0]}
+                recent.clear()
                 entry = {"step": trainer.step_count, "seconds": trainer.seconds, **metrics}
                 if now >= next_check and now < 1.0:
                     ness = _quick_ness(trainer, ensemble, lattice, box, 16)
