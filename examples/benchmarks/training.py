@@ -29,6 +29,7 @@ from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.diagnostics import kl_gap
 from clease_nn.energies.ising import ising_conditions, ising_energy, ising_log_z
 from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.montecarlo import ParallelTempering
 from clease_nn.sampling import sample
@@ -272,6 +273,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=0, help="for z-scores (cuau16)")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--model", help="save the model of the last seed here")
+    parser.add_argument("--load", help="evaluate this model instead of training one")
     parser.add_argument("--short", action="store_true", help="a few seconds, meaningless figures")
     args = parser.parse_args()
     one_thread()
@@ -286,16 +288,20 @@ def main() -> None:
     print(f"AMX: {machine()['amx']}, training {seconds:g} CPU seconds, one thread")
     runs = []
     for seed in args.seeds:
-        trained = fit(
-            system.ensemble,
-            system.lattice,
-            system.box,
-            max_seconds=seconds,
-            seed=seed,
-            threads=1,
-            clock=time.thread_time,
-            progress=False,
-            validation_samples=32,
+        trained = (
+            TrainedModel.load(args.load)
+            if args.load
+            else fit(
+                system.ensemble,
+                system.lattice,
+                system.box,
+                max_seconds=seconds,
+                seed=seed,
+                threads=1,
+                clock=time.thread_time,
+                progress=False,
+                validation_samples=32,
+            )
         )
         if args.model:
             trained.save(args.model)
