@@ -235,12 +235,15 @@ class Schedule:
         Of the single-site chain in sweeps, nan where it was not measured.
     acceptance : float
         Of the neural moves, nan where it was not measured.
+    reason : str
+        In words, why neural moves are made that often.
     """
 
     interval: float
     block_size: int | None = None
     autocorrelation: float = float("nan")
     acceptance: float = float("nan")
+    reason: str = ""
 
     def steps(self, n_free: int) -> int:
         """Steps from one neural move to the next."""
@@ -281,7 +284,11 @@ def plan_schedule(
     if tau < near and affordable and _unseen(chain, moves, start, series):
         tau = np.inf
     if tau < near:
-        return Schedule(far, None, tau)
+        reason = (
+            f"single-site moves forget in {tau:.1f} sweeps, faster than neural moves could at the "
+            f"same cost (one every {near:.0f} sweeps); one every {far:.0f} sweeps as an insurance"
+        )
+        return Schedule(far, None, tau, reason=reason)
     acceptance = _independence_acceptance(moves.draw(chain.occupations, 16)[1])
     block = None
     if acceptance < _LOW_ACCEPTANCE:
@@ -292,7 +299,12 @@ def plan_schedule(
                 best, block, acceptance = a * k, k, a
     share = 1.0 if block is None else block / n_rows
     pays = acceptance > 0 and acceptance * share * tau > near
-    return Schedule(near if pays else far, block, tau, acceptance)
+    forget = "do not forget" if np.isinf(tau) else f"need {tau:.0f} sweeps to forget"
+    reason = (
+        f"single-site moves {forget}, {acceptance:.2g} of the neural moves are accepted: one every "
+        + (f"{near:.0f} sweeps pays" if pays else f"{far:.0f} sweeps as an insurance")
+    )
+    return Schedule(near if pays else far, block, tau, acceptance, reason)
 
 
 def _remembers(chain, moves, n_free: int, start: np.ndarray, series: np.ndarray) -> bool:

@@ -33,7 +33,8 @@ class FlipGroups:
     Raises
     ------
     ValueError
-        If no group has a site and at least two species.
+        If no group has a site and at least two species, or a site is in two groups: a species of
+        one of them only could be left more easily than reached.
 
     Examples
     --------
@@ -47,6 +48,12 @@ class FlipGroups:
             raise ValueError(
                 "no trial move is possible: every site is fixed or has a single species; loosen "
                 "the constraints or give at least two symbols"
+            )
+        sites, times = np.unique(np.concatenate([s for s, _ in groups]), return_counts=True)
+        if (times > 1).any():
+            raise ValueError(
+                f"site {sites[times > 1][0]} is given twice to the trial moves; groups of sites "
+                "that overlap break detailed balance, so put every site into one group"
             )
         self.allowed = np.array(allowed, dtype=np.bool_)
         self.site_pointer = np.cumsum([0] + [len(s) for s, _ in groups])

@@ -18,7 +18,11 @@ from clease.montecarlo.sgc_montecarlo import InvalidChemicalPotentialError
 from clease_nn.conditions import Conditions
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease import extraction
-from clease_nn.hosts.clease.chemical_potentials import chem_pot_from_mu, mu_from_chem_pot
+from clease_nn.hosts.clease.chemical_potentials import (
+    axes,
+    chem_pot_from_mu,
+    mu_from_chem_pot,
+)
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 
@@ -42,7 +46,8 @@ class Expansion:
     parent : str
         Fingerprint of ECIs and parent lattice, the same for every supercell.
     singlet_table : ndarray, shape (singlets, species)
-        Site functions of ``c1_0``, ``c1_1``, ...
+        What an active site contributes to ``c1_0``, ``c1_1``, ...: the singlets are means of
+        this over the active sites, background that CLEASE counts included.
     """
 
     eci: dict[str, float]
@@ -57,13 +62,14 @@ class Expansion:
         known = _KNOWN.get(atoms.calc)
         if known is None or known.eci != dict(eci):
             host = extraction.lattice(atoms)
-            functions = atoms.calc.settings.basis_functions
+            names = [f"c1_{d}" for d in range(len(atoms.calc.settings.basis_functions))]
+            share = host.n_sites / len(atoms)
             known = cls(
                 dict(eci),
                 host,
                 SemiGrandCanonical(extraction.energy(atoms, eci)),
                 extraction.parent_fingerprint(atoms, eci),
-                np.array([[f.get(s, 0.0) for s in host.species] for f in functions]),
+                share * axes(atoms, host, names),
             )
             _KNOWN[atoms.calc] = known
         return known

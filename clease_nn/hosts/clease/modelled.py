@@ -31,7 +31,7 @@ from clease_nn.sampler import resample_chain
 from clease_nn.sampling import sample
 from clease_nn.statistics import Estimate
 from clease_nn.training import fit
-from clease_nn.warnings import NoModelWarning
+from clease_nn.warnings import OutOfRangeWarning
 
 __all__ = ["AbstractModelledSampler"]
 
@@ -42,6 +42,8 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
     A subclass sets ``_shelf``, ``_train``, ``_offset`` = 0 and ``_rng_root`` and calls
     :meth:`_adopt` before the constructor of CLEASE.
     """
+
+    _complained = False
 
     # ------------------------------------------------------------------ conditions
     def _set_positive_temperature(self, value: float) -> None:
@@ -105,6 +107,13 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         temp = self.temperature if temp is None else temp
         return self._expansion.conditions(self.atoms, temp, chem_pot)
 
+    def _require_chemical_potential(self) -> None:
+        if self._chemical_potential is None:
+            raise ValueError(
+                "no chemical potentials given; use chem_pot={'c1_0': x} with the singlets of the "
+                "expansion, or {'Au': mu} with its elements"
+            )
+
     # ------------------------------------------------------------------ the expansion
     def _check_eci(self) -> None:
         """Follow ECIs that the user has changed; refuse those another sampler has changed."""
@@ -118,6 +127,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
             return
         refuse_foreign_chemical_potential(self.atoms, self)
         self._adopt(Expansion.read(self.atoms, bare))
+        self._shelf.found = None
         if self._shelf.trained is not None:
             check_model(self._shelf.trained, self._expansion)
 
@@ -126,9 +136,19 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         self._expansion = expansion
         self._lattice, self._ensemble = expansion.lattice, expansion.ensemble
 
-    def _model_for(self, conditions: Conditions) -> TrainedModel | None:
-        """The model to use at one condition; None after a warning if there is none."""
-        return self._shelf.find(self._expansion, conditions, self._train_on_demand)
+    def _model_for(self, conditions: Conditions, under_way: bool = False) -> TrainedModel | None:
+        """The model for moves at one condition; None after a warning if there is none.
+
+        Within a run only models at hand are used, and there is one warning.
+        """
+        trained = self._shelf.lookup(
+            self._expansion, conditions, self._train_on_demand, search=not under_way
+        )
+        self._complained = under_way and self._complained
+        if trained is None and not self._complained:
+            self._complained = True
+            self._shelf.complain(self._expansion, conditions)
+        return trained
 
     def _train_on_demand(self) -> None:
         if isinstance(self._train, Mapping):
@@ -198,8 +218,11 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
 
     @property
     def trained(self) -> TrainedModel | None:
-        """The model with its range and validation, or None."""
-        return self._shelf.trained
+        """The model with its range and validation, or None.
+
+        The one fitted or given; only where there is none, the one found in a file.
+        """
+        return self._shelf.at_hand
 
     def save(self, path: str | PathLike) -> None:
         """Write the model to a file; ``model=path`` or the lookup reads it.
@@ -211,9 +234,9 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         OSError
             If the path cannot be written.
         """
-        if self._shelf.trained is None:
+        if self.trained is None:
             raise ValueError("there is no model to save; train one with fit()")
-        self._shelf.trained.save(path)
+        self.trained.save(path)
 
     def sample(
         self,
@@ -243,17 +266,24 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         """
         if int(n) != n or n < 1:
             raise ValueError(f"n must be a positive integer, got {n!r}")
+        if chem_pot is None:
+            self._require_chemical_potential()
         self._check_eci()
         conditions = self._conditions(temp, chem_pot)
         self._refuse_restrictions()
-        with warnings.catch_warnings():
-            if self._shelf.trained is None:
-                warnings.simplefilter("ignore", NoModelWarning)
-            trained = self._model_for(conditions) or self._shelf.trained
+        trained = self._shelf.lookup(self._expansion, conditions, self._train_on_demand)
         if trained is None:
-            raise ValueError(
-                "there is no trained model of this expansion; train one with fit() or give "
-                "model='file.nn'"
+            trained = self._shelf.at_hand
+            if trained is None:
+                raise ValueError(
+                    "there is no trained model of this expansion; train one with fit() or give "
+                    "model='file.nn'"
+                )
+            warnings.warn(
+                f"{self._shelf.outside(self._expansion, conditions)}: drawn from a model that was "
+                "not trained there; see NESS",
+                OutOfRangeWarning,
+                stacklevel=2,
             )
         rng = torch.Generator().manual_seed(int(self._spawn().generate_state(1)[0]))
         extra = 0 if weighted else min(int(n), 64)

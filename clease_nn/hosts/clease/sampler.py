@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -13,6 +14,7 @@ from ase import Atoms
 from ase.units import kB
 from clease.datastructures import MCStep, SystemChange
 
+from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.hosts.clease.constraints import read_generator, single_trial_move, species_indices
 from clease_nn.hosts.clease.expansion import (
@@ -148,6 +150,9 @@ class NeuralSGCSampler(AbstractModelledSampler):
         self._moves: NeuralMoves | None = None
         self._planned_steps = 0
         self._ready = False
+        self._seen: tuple | None = None
+        self._resets = 0
+        self._replay_length = _REPLAY
         super().__init__(atoms, temp, symbols, generator, observe_singlets)
         q = self.averager.quantities
         reference = float(atoms.calc.energy)
@@ -164,21 +169,17 @@ class NeuralSGCSampler(AbstractModelledSampler):
         chem_pot: Mapping[str, float] | None = None,
     ) -> None:
         """Reset all averages and make ``steps`` steps; arguments as in CLEASE."""
-        if chem_pot is None and self.chemical_potential is None:
-            raise ValueError(
-                "no chemical potentials given; use chem_pot={'c1_0': x} with the singlets of the "
-                "expansion, or {'Au': mu} with its elements"
-            )
-        if chem_pot is not None:
+        if chem_pot is None:
+            self._require_chemical_potential()
+        else:
             self.chemical_potential = chem_pot
         self.reset()
         self._planned_steps = int(steps)
         self.initialize_run()
-        if self._fast:
-            self._run_compiled(steps, call_observers)
-            return
-        for _ in self._irun(steps, call_observers=call_observers):
-            pass
+        steps -= self._run_compiled(steps, call_observers) if self._fast else 0
+        if not self.quit:
+            for _ in self._irun(steps, call_observers=call_observers):
+                pass
 
     def irun(self, steps: int, call_observers: bool = True) -> Iterator[MCStep]:
         """Iterate over steps; averages go on from where they are."""
@@ -199,6 +200,11 @@ class NeuralSGCSampler(AbstractModelledSampler):
             if observer is not original(observer):
                 observer.synchronize()
         self._prepare()
+
+    def reset_averagers(self) -> None:
+        """Clear all averages, as every change of the temperature does."""
+        self._resets += 1
+        super().reset_averagers()
 
     def attach(self, obs, interval: int = 1) -> None:
         """Attach an observer, to be called every ``interval`` steps; its results are corrected."""
@@ -221,41 +227,84 @@ class NeuralSGCSampler(AbstractModelledSampler):
             self._chains[singlets] = SingleChain(self._ensemble.energy.tables, table)
         return self._chains[singlets]
 
-    def _prepare(self) -> None:
-        moves = read_generator(self.generator, self.atoms, self._lattice)
+    def _state(self) -> tuple:
+        """What a step depends on and a user may change while a run is under way."""
+        constraints = getattr(self.generator, "_constraints", ())
+        trials = (id(self.generator), *map(id, constraints), None, *map(id, self.bias_potentials))
+        return trials, tuple(self.calc.eci.values()), self.kT
+
+    def _follow(self) -> None:
+        """Act on changes made since the last step, as CLEASE does; no average is touched."""
+        state = self._state()
+        if state == self._seen:
+            return
+        trials, eci, _ = self._seen or (None, None, None)
+        if state[1] != eci:
+            self._check_eci()
+        if state[:2] != (trials, eci):
+            self.update_current_energy()
+        self._prepare(under_way=True)
+
+    def _prepare(self, under_way: bool = False) -> None:
+        state = self._state()
+        trials, eci, _ = (under_way and self._seen) or (None, None, None)
+        self._seen = None
+        if state[0] != trials:
+            self._trials = read_generator(self.generator, self.atoms, self._lattice)
+        moves = self._trials
         biased = bool(self.bias_potentials)
         self._fast = moves.compiled and not biased
-        self._moves, self._schedule, self._last_move = None, None, None
-        self._ready = True
-        conditions = self._conditions()
-        occupations = self._lattice.occupations(self.atoms)
-        chain_seed, proposal_seed = self._spawn().spawn(2)
-        if self._fast:
-            self._chain = self._chain_with(self.observe_singlets)
-            self._load(self._chain, conditions, moves.groups, occupations)
-            self._chain.seed(chain_seed)
-            self._chain.clear()
+        self._moves, self._last_move = None, None
+        if state[:2] == (trials, eci):  # the temperature alone
+            conditions = Conditions([self.temperature], self._now.mu)
+            if self._fast:
+                self._chain.set(self.kT, conditions.mu[0].numpy(), moves.groups)
+        else:
+            conditions = self._conditions(chem_pot=None if self.chem_pot_in_eci else {})
+            chain_seed, proposal_seed = self._spawn().spawn(2)
+            self._proposal_rng = torch.Generator()
+            self._proposal_rng.manual_seed(int(proposal_seed.generate_state(1)[0]))
+            if self._fast:
+                self._chain = self._chain_with(self.observe_singlets)
+                occupations = self._lattice.occupations(self.atoms)
+                self._load(self._chain, conditions, moves.groups, occupations)
+                self._chain.seed(chain_seed)
+                self._chain.clear()
+        self._now = conditions
+        if not under_way:
+            self._schedule = None
+        self._prepare_neural(moves, conditions, biased, under_way)
+        self._seen, self._ready = state, True
+
+    def _prepare_neural(self, moves, conditions, biased: bool, under_way: bool) -> None:
+        """Neural moves at the present conditions, if there are any.
+
+        While a run is under way its schedule is kept, and no file is searched for models.
+        """
         if self._neural_interval is None or not self._planned_steps:
             return
         if biased or moves.groups is None:
-            if self._shelf.trained is not None:
+            if self._shelf.at_hand is not None:
                 reason = "bias potentials are attached" if biased else moves.reason
                 self._shelf.warn(f"no neural moves are made: {reason}", NoModelWarning)
             return
-        trained = self._model_for(conditions)
-        if trained is None:
-            return
-        rng = torch.Generator().manual_seed(int(proposal_seed.generate_state(1)[0]))
-        neural = NeuralMoves(
-            trained.model, self._ensemble, self._lattice, conditions, rng,
-            reachable=moves.groups.reachable,
-        )  # fmt: skip
+        trained = self._model_for(conditions, under_way)
         n_free = int(moves.groups.free.sum())
-        if n_free == 0:
+        if trained is None or n_free == 0:
             return
-        self._schedule = self._schedule_for(neural, moves.groups, conditions, occupations, n_free)
+        neural = NeuralMoves(
+            trained.model, self._ensemble, self._lattice, conditions, self._proposal_rng,
+            reachable=moves.groups.reachable, batch_size=8 if under_way else 128,
+        )  # fmt: skip
+        if self._schedule is None:
+            occupations = self._lattice.occupations(self.atoms)
+            schedule = self._schedule_for(neural, moves.groups, conditions, occupations, n_free)
+            every = schedule.steps(n_free)
+            if every > self._planned_steps:
+                few = f"; none in {self._planned_steps} steps, since one is due every {every}"
+                schedule = replace(schedule, reason=schedule.reason + few)
+            self._schedule, self._every = schedule, every
         neural.block_size = self._schedule.block_size
-        self._every = self._schedule.steps(n_free)
         neural.expected = self._planned_steps // self._every
         if neural.expected:
             self._moves = neural
@@ -275,7 +324,10 @@ class NeuralSGCSampler(AbstractModelledSampler):
 
     def _schedule_for(self, neural, groups, conditions, occupations, n_free) -> Schedule:
         if self._neural_interval != "auto":
-            return Schedule(float(self._neural_interval))
+            return Schedule(
+                float(self._neural_interval),
+                reason=f"neural_interval={self._neural_interval} sweeps was asked for",
+            )
         if self._planned_for is not neural.model:
             self._schedules.clear()
             self._planned_for = neural.model
@@ -293,32 +345,49 @@ class NeuralSGCSampler(AbstractModelledSampler):
 
     @property
     def neural_schedule(self) -> Schedule | None:
-        """How often the last run made neural moves; None where it made none."""
-        return None if self._moves is None else self._schedule
+        """How often the last run made neural moves and why (``reason``, in words).
+
+        None where no model served the condition. An interval longer than the run means that it
+        made single-site moves alone.
+        """
+        return self._schedule
 
     # ------------------------------------------------------------------ steps
-    def _run_compiled(self, steps: int, call_observers: bool) -> None:
-        every = self._every if self._moves is not None else 0
+    def _run_compiled(self, steps: int, call_observers: bool) -> int:
+        """Make steps as long as compiled code can make them; how many it was."""
+        done = 0
+        try:
+            with updated_on_demand(self.calc) as changed:
+                while done < steps and not self.quit:
+                    self._follow()
+                    if not self._fast:
+                        break
+                    done += self._compiled_part(steps - done, call_observers, changed)
+        except BaseException:
+            self._seen = None  # the chain may be ahead of the atoms
+            raise
+        return done
+
+    def _compiled_part(self, steps: int, call_observers: bool, changed) -> int:
+        """At most ``steps`` steps, up to where somebody looks; how many it was."""
         watching = [(k, o) for k, o in self.observers if call_observers and o is not self.averager]
-        closely = any(k < _REPLAY_BELOW for k, _ in watching)
-        with updated_on_demand(self.calc) as changed:
-            while self.current_step < steps and not self.quit:
-                now = self.current_step
-                neural_at = now + every - now % every if every else np.inf
-                if closely:
-                    n = int(min(steps - now, _REPLAY, neural_at - 1 - now))
-                    if n:
-                        self._replay(n, watching, call_observers, changed)
-                        continue
-                stop = min([steps, now + _LONGEST_BLOCK, *(now + k - now % k for k, _ in watching)])
-                self._block(int(min(stop, neural_at)), neural_at <= stop, call_observers, changed)
-                due = [o for k, o in watching if self.current_step % k == 0]
-                if due:
-                    accepted, move = self._last_move or self._last_flip()
-                    self.trial_move = move
-                    step = MCStep(self.current_step, self.current_energy, accepted, move)
-                    for observer in due:
-                        observer.observe_step(step)
+        now, every = self.current_step, self._every if self._moves is not None else 0
+        neural_at = now + every - now % every if every else np.inf
+        if any(k < _REPLAY_BELOW for k, _ in watching):
+            n = int(min(steps, self._replay_length, neural_at - 1 - now))
+            if n:
+                return self._replay(n, watching, call_observers, changed)
+        stop = min([now + steps, now + _LONGEST_BLOCK, *(now + k - now % k for k, _ in watching)])
+        stop = int(min(stop, neural_at))
+        self._block(stop, neural_at <= stop, call_observers, changed)
+        due = [o for k, o in watching if stop % k == 0]
+        if due:
+            accepted, move = self._last_move or self._last_flip()
+            self.trial_move = move
+            step = MCStep(stop, self.current_energy, accepted, move)
+            for observer in due:
+                observer.observe_step(step)
+        return stop - now
 
     def _block(self, stop: int, neural: bool, call_observers: bool, changed) -> None:
         """Steps up to ``stop``, the last of which may be a neural move."""
@@ -339,13 +408,18 @@ class NeuralSGCSampler(AbstractModelledSampler):
             feed(self.averager, chain.steps, chain.sums)
         chain.clear()
 
-    def _replay(self, n: int, watching, call_observers: bool, changed) -> None:
-        """Make ``n`` single-site steps and then show them to the observers one by one."""
+    def _replay(self, n: int, watching, call_observers: bool, changed) -> int:
+        """Make ``n`` single-site steps and then show them to the observers one by one.
+
+        Ends early, with the chain taken back, where an observer stops the run or changes what
+        the steps depend on. Returns the number of steps shown.
+        """
         chain, numbers = self._chain, self.atoms.numbers
         sites, atomic = self._lattice.site_indices.tolist(), self._expansion.numbers.tolist()
         log = chain.run_logged(n)
         energies = log.energies.tolist()
-        done = 0
+        done = cleared = 0
+        resets, state = self._resets, self._seen
         try:
             for (site, old, new), energy in zip(log.moves.tolist(), energies, strict=True):
                 accepted = old != new
@@ -365,17 +439,27 @@ class NeuralSGCSampler(AbstractModelledSampler):
                             self.trial_move = [self._change(site, old, new, "flip_move")]
                             step = MCStep(self.current_step, energy, accepted, self.trial_move)
                         observer.observe_step(step)
-                if self.quit:
+                if step is None:
+                    continue
+                if self._resets != resets:
+                    resets, cleared = self._resets, done
+                if self.quit or self._state() != state:
                     break
         finally:
             if call_observers:
-                feed(self.averager, done, log.sums(done))
+                feed(self.averager, done - cleared, log.sums(done) - log.sums(cleared))
             chain.clear()
+            self._replay_length = min(_REPLAY, 2 * self._replay_length)
+            if done < n:
+                self._replay_length = max(16, done)
+                chain.load(self._lattice.occupations(self.atoms), self.current_energy)
+        return done
 
     def _mc_step(self, call_observers: bool = True) -> MCStep:
         """One step, after which atoms and calculator are up to date."""
         if not self._ready:
             self.initialize_run()
+        self._follow()
         self.current_step += 1
         if self._moves is not None and self.current_step % self._every == 0:
             accepted, move = self._neural_move()

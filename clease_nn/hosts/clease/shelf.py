@@ -26,63 +26,95 @@ class ModelShelf:
     Attributes
     ----------
     trained : TrainedModel or None
+        The user's own model: given or fitted. Never replaced by one that was found.
+    found : TrainedModel or None
+        The last one that was found in a file.
     """
 
     def __init__(self, out_of_range: str, train: bool):
         self.out_of_range, self.train = out_of_range, train
         self.trained: TrainedModel | None = None
+        self.found: TrainedModel | None = None
         self._searched: set = set()
         self._warned: set = set()
 
-    def find(
-        self, expansion: Expansion, conditions: Conditions, fit: Callable[[], None]
-    ) -> TrainedModel | None:
-        """The model for one condition; None, after one warning of each kind, if there is none.
+    @property
+    def at_hand(self) -> TrainedModel | None:
+        """The user's own model, or else the one found."""
+        return self.found if self.trained is None else self.trained
 
-        ``fit`` trains one and puts it on the shelf.
+    def lookup(
+        self,
+        expansion: Expansion,
+        conditions: Conditions,
+        fit: Callable[[], None] | None = None,
+        search: bool = True,
+    ) -> TrainedModel | None:
+        """The model that was trained for one condition, or None.
+
+        Own models go first, then the one found before, then files (if ``search``), then ``fit``,
+        which trains one and puts it on the shelf.
 
         Raises
         ------
         ValueError
-            If the condition lies outside the trained range and ``out_of_range="raise"``.
+            If the condition lies outside the range of the own model (or of the one found) and
+            ``out_of_range="raise"``.
         """
-        if self._serves(conditions):
+        strict = self.out_of_range == "raise"
+        if _serves(self.trained, conditions):
             return self.trained
+        if self.trained is not None and strict:
+            raise ValueError(self._strict(expansion, conditions))
+        if _serves(self.found, conditions):
+            return self.found
         key = (expansion.parent, conditions.temperature[0].item(), *conditions.mu[0].tolist())
-        if key not in self._searched:
+        if search and key not in self._searched:
             self._searched.add(key)
             found = find_model(expansion.parent, conditions)
             if found is not None:
-                self.trained = check_model(found, expansion)
-                return self.trained
-        if self.trained is None and self.train:
+                self.found = check_model(found, expansion)
+                return self.found
+        if self.trained is None and self.train and search and fit is not None:
             fit()
-            if self._serves(conditions):
+            if _serves(self.trained, conditions):
                 return self.trained
-        if self.trained is None:
+        if strict and self.at_hand is not None:
+            raise ValueError(self._strict(expansion, conditions))
+        return None
+
+    def complain(self, expansion: Expansion, conditions: Conditions) -> None:
+        """Say, once, that :meth:`lookup` found no model for a condition."""
+        if self.at_hand is None:
             self.warn(
                 "no trained model of this expansion was found: exact single-site moves are made. "
                 "Train one with fit(), or give model='file.nn'",
                 NoModelWarning,
             )
-            return None
-        box = self.trained.range
-        mu = dict(zip(expansion.lattice.species, key[2:], strict=True))
-        text = (
-            f"T = {key[1]:g} K, mu = {mu} eV lies outside the trained range "
-            f"({box.temperature[0]:g} to {box.temperature[1]:g} K, {box.low.tolist()} to "
+        else:
+            text = self.outside(expansion, conditions)
+            self.warn(f"{text}: exact single-site moves are made there", OutOfRangeWarning)
+
+    def outside(self, expansion: Expansion, conditions: Conditions) -> str:
+        """That a condition is outside the range of the model at hand, in words."""
+        box = self.at_hand.range
+        mu = dict(zip(expansion.lattice.species, conditions.mu[0].tolist(), strict=True))
+        return (
+            f"T = {conditions.temperature[0].item():g} K, mu = {mu} eV lies outside the trained "
+            f"range ({box.temperature[0]:g} to {box.temperature[1]:g} K, {box.low.tolist()} to "
             f"{box.high.tolist()} eV along the trained axes)"
         )
-        if self.out_of_range == "raise":
-            raise ValueError(f"{text}; train a wider range with fit() or use out_of_range='warn'")
-        self.warn(f"{text}: exact single-site moves are made there", OutOfRangeWarning)
-        return None
+
+    def _strict(self, expansion: Expansion, conditions: Conditions) -> str:
+        text = self.outside(expansion, conditions)
+        return f"{text}; train a wider range with fit() or use out_of_range='warn'"
 
     def warn(self, text: str, category: type[Warning]) -> None:
-        """Warn, once of each kind."""
-        if category not in self._warned:
-            self._warned.add(category)
+        """Warn, once with each text."""
+        if text not in self._warned:
+            self._warned.add(text)
             warnings.warn(text, category, stacklevel=6)
 
-    def _serves(self, conditions: Conditions) -> bool:
-        return self.trained is not None and bool(self.trained.range.contains(conditions).all())
+
+def _serves(trained: TrainedModel | None, conditions: Conditions) -> bool:
+    return trained is not None and bool(trained.range.contains(conditions).all())
