@@ -30,6 +30,7 @@ __all__ = [
 _WINDOW = 5.0  # Sokal's window in units of the autocorrelation time
 _K_LIGHT = 0.3  # fitted tail shape up to which the sample variance alone is right
 _K_LARGEST = 0.95  # the fitted tail has no mean from 1 on
+_K_SLACK = 0.7  # the largest of m Pareto weights is above m^k exp(-0.7) in 6 of 7 cases (k < 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +201,9 @@ def independence_acceptance(log_weights) -> float:
 def log_mean_exp(log_weights) -> Estimate:
     """Logarithm of the mean weight, ``ln (1/n) sum w``, with its jackknife error.
 
-    Where the weights have a tail (k-hat > 0.3; their variance is infinite from 0.5 on), the part
-    of the mean expected beyond the largest weight seen is added to the error in quadrature.
+    Where the weights have a tail (k-hat > 0.3, and a largest weight that stands far enough above
+    the others for such a shape; their variance is infinite from 0.5 on), the part of the mean
+    expected beyond the largest weight seen is added to the error in quadrature.
 
     Raises
     ------
@@ -250,8 +252,8 @@ def weighted_mean(values, log_weights) -> Estimate:
     """Self-normalised mean ``sum w v / sum w`` with its error by the delta method.
 
     The error ``sqrt(n/(n-1) sum (w (v - mean))^2) / sum w`` contains the variance of the weights.
-    Where the weights have a tail (k-hat > 0.3) the weight expected beyond the largest one seen,
-    at the value farthest from the mean, is added in quadrature.
+    Where the weights have a tail (see :func:`log_mean_exp`) the weight expected beyond the
+    largest one seen, at the value farthest from the mean, is added in quadrature.
 
     Parameters
     ----------
@@ -520,15 +522,22 @@ def _fit_pareto(x: np.ndarray) -> tuple[float, float]:
 
 
 def _unseen(w: np.ndarray) -> float:
-    """Weight expected beyond the largest one seen, relative to the total; 0 for thin tails."""
+    """Weight expected beyond the largest one seen, relative to the total; 0 for thin tails.
+
+    The fitted shape is bounded by how far the largest weight stands above the threshold: for
+    nearly equal weights the fit finds any shape among differences that do not matter.
+    """
     k, sigma, threshold = _tail(w)
+    size, largest = _tail_size(len(w)), w.max()
+    if k > _K_LIGHT and threshold > 0:
+        k = min(k, (np.log(largest / threshold) + _K_SLACK) / np.log(size))
     if not k > _K_LIGHT:
         return 0.0
     # one standard error above the fitted shape: short samples hide their tails
-    k = min(k + (1 + k) / np.sqrt(_tail_size(len(w))), _K_LARGEST)
-    largest = w.max()
-    # one more draw in n exceeds the largest, and then by the mean excess of the tail
-    return float(largest + (sigma + k * (largest - threshold)) / (1 - k))
+    k = min(k + (1 + k) / np.sqrt(size), _K_LARGEST)
+    # one more draw in n exceeds the largest, and then by the mean excess of the tail, where the
+    # mean weight stands now
+    return float(largest - 1 / len(w) + (sigma + k * (largest - threshold)) / (1 - k))
 
 
 def _array(x) -> np.ndarray:
