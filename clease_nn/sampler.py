@@ -12,6 +12,7 @@ model; the model decides only how often a move is accepted.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,13 +28,15 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import ModelFileError, TrainedModel
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
-from clease_nn.sampling import complete
+from clease_nn.sampling import complete, sample
 from clease_nn.single_chain import SingleChain
-from clease_nn.statistics import integrated_autocorrelation_time
+from clease_nn.statistics import integrated_autocorrelation_time, normalized_ess
+from clease_nn.warnings import LowESSWarning
 
 __all__ = [
     "NeuralMoves",
     "Schedule",
+    "draw_chain",
     "find_model",
     "model_folders",
     "plan_schedule",
@@ -48,6 +51,8 @@ _NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the sam
 _PILOT = (128, 4096)  # sweeps: at least, at most
 _LOOK = 6  # proposals that check whether the pilot has seen all
 _LOW_ACCEPTANCE = 0.05
+_SURPLUS = (128, 4096)  # draws before an unweighted chain: at least, at most
+_SURPLUS_ESS = 40
 
 
 class NeuralMoves:
@@ -381,7 +386,8 @@ def resample_chain(c: Configurations, rng: torch.Generator, n: int) -> Configura
     ----------
     c : Configurations
         Independent draws at one condition with ``log_prob`` and ``log_target``, at least ``n``
-        of them; the surplus decides the start of the chain.
+        of them. Half of the surplus gives the start of the chain, drawn by weight; the chain
+        goes through the other half before its first row.
     n : int
         Length of the chain; a rejected proposal repeats the row before it.
 
@@ -394,25 +400,82 @@ def resample_chain(c: Configurations, rng: torch.Generator, n: int) -> Configura
         raise ValueError(f"n must lie between 1 and the {len(c)} draws given, got {n}")
     log_w = c.log_weight
     start = len(c) - n
-    u = torch.rand(len(c), generator=rng, dtype=torch.float64).log()
-    if start:
-        at = int(torch.multinomial((log_w[:start] - log_w[:start].max()).exp(), 1, generator=rng))
+    pool = (start + 1) // 2
+    log_u = torch.rand(len(c), generator=rng, dtype=torch.float64).log().tolist()
+    if pool:
+        at = int(torch.multinomial((log_w[:pool] - log_w[:pool].max()).exp(), 1, generator=rng))
     else:
         at = 0
     rows = []
     accepted = 0
-    for k in range(start, len(c)):
-        if float(u[k]) < float(log_w[k] - log_w[at]):
+    log_w = log_w.tolist()
+    for k in range(pool, len(c)):
+        if log_u[k] < log_w[k] - log_w[at]:
             at = k
-            accepted += 1
-        rows.append(at)
+            accepted += k >= start
+        if k >= start:
+            rows.append(at)
     provenance = {
         **c.provenance,
         "method": "independence Metropolis-Hastings chain, unweighted",
         "acceptance": accepted / n,
+        "surplus": start,
     }
     out = replace(c[torch.as_tensor(rows)], log_prob=None, step=None)
     return replace(out, chain=torch.zeros(n, dtype=torch.int64), provenance=provenance)
+
+
+def draw_chain(
+    model: AbstractOccupationModel,
+    ensemble: SemiGrandCanonical,
+    lattice: Lattice,
+    conditions: Conditions,
+    n: int,
+    rng: torch.Generator,
+    *,
+    precision: str = "auto",
+) -> Configurations:
+    """Unweighted configurations at one condition, however few are asked for.
+
+    The surplus that :func:`resample_chain` starts from has 40 effective samples by its own
+    weights: a poor model costs more draws, up to a limit, and then gives a ``LowESSWarning``.
+
+    Parameters
+    ----------
+    conditions : Conditions
+        One row.
+    n : int
+        Length of the chain.
+
+    Returns
+    -------
+    Configurations
+        As :func:`resample_chain`; ``provenance`` has ``surplus`` (draws before the chain) and
+        ``effective_draws`` (effective number of all draws).
+    """
+
+    def draw(k: int) -> Configurations:
+        rows = conditions.repeat(k)
+        return sample(model, ensemble, lattice, rows, rng, precision=precision)
+
+    surplus, wanted = None, _SURPLUS[0]
+    while surplus is None or len(surplus) < wanted:
+        parts = [] if surplus is None else [surplus]
+        surplus = Configurations.cat([*parts, draw(wanted - sum(map(len, parts)))])
+        needed = np.ceil(_SURPLUS_ESS / normalized_ess(surplus.log_weight))
+        wanted = int(np.clip(needed, *_SURPLUS))
+    c = Configurations.cat([surplus, draw(n)])
+    effective = len(c) * float(normalized_ess(c.log_weight))
+    if effective < max(_SURPLUS_ESS / 2, 0.05 * n):
+        warnings.warn(
+            f"{n} unweighted configurations come from {len(c)} draws of the model that are worth "
+            f"{effective:.1f} independent ones: repeats prevail and the first may be off; train "
+            "longer or on a narrower range, or use weighted draws and look at their errors",
+            LowESSWarning,
+            stacklevel=3,
+        )
+    out = resample_chain(c, rng, n)
+    return replace(out, provenance={**out.provenance, "effective_draws": effective})
 
 
 def model_folders() -> list[Path]:

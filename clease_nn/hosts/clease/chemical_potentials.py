@@ -46,6 +46,8 @@ def mu_from_chem_pot(atoms_or_settings, lattice: Lattice, chem_pot: Mapping[str,
 
     Raises
     ------
+    TypeError
+        If a value is not a number.
     ValueError
         If a name is neither a singlet of the settings nor a species of the lattice, the two
         forms are mixed, or a value is not finite.
@@ -71,7 +73,12 @@ def mu_from_chem_pot(atoms_or_settings, lattice: Lattice, chem_pot: Mapping[str,
         )
     mu = np.zeros(lattice.n_species)
     for name, value in chem_pot.items():
-        value = float(value)
+        try:
+            value = float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the chemical potential of {name} must be a number in eV, got {value!r}"
+            ) from error
         if not math.isfinite(value):
             raise ValueError(f"the chemical potential of {name} is {value} eV; it must be finite")
         mu += value * _axis(name, scaled, lattice)

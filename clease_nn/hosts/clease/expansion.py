@@ -97,12 +97,19 @@ class Expansion:
         Raises
         ------
         InvalidChemicalPotentialError
-            If a singlet (or, for elements, ``c0``) has no ECI that could carry it.
+            If a singlet is unknown, or it (or, for elements, ``c0``) has no ECI to carry it.
         ValueError
             If a name is unknown or a value is not finite.
         """
         singlet_form = all(k.startswith("c1_") for k in chem_pot)
         missing = [k for k in chem_pot if k.startswith("c1_") and k not in atoms.calc.eci]
+        known = [f"c1_{d}" for d in range(len(self.singlet_table))]
+        if set(missing) - set(known):
+            raise InvalidChemicalPotentialError(
+                f"unknown chemical potential {sorted(set(missing) - set(known))[0]!r}: the "
+                f"settings have the singlets {known}; use those, or elements: "
+                f"{list(self.lattice.species)}"
+            )
         if missing:
             raise InvalidChemicalPotentialError(
                 f"the chemical potential {missing[0]} has no ECI; give the calculator all of "

@@ -18,6 +18,7 @@ from clease_nn import thermodynamics
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.clease.checks import check_chemical_potential, check_count, check_temperature
 from clease_nn.hosts.clease.chemical_potentials import axes
 from clease_nn.hosts.clease.constraints import read_generator
 from clease_nn.hosts.clease.expansion import (
@@ -27,7 +28,7 @@ from clease_nn.hosts.clease.expansion import (
 )
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import resample_chain
+from clease_nn.sampler import draw_chain
 from clease_nn.sampling import sample
 from clease_nn.statistics import Estimate
 from clease_nn.training import fit
@@ -47,8 +48,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
 
     # ------------------------------------------------------------------ conditions
     def _set_positive_temperature(self, value: float) -> None:
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"the temperature must be positive and finite, got {value} K")
+        check_temperature(value)
         self._set_temperature(value)
 
     temperature = property(
@@ -65,6 +65,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
 
     @chemical_potential.setter
     def chemical_potential(self, chem_pot: Mapping[str, float]) -> None:
+        check_chemical_potential(chem_pot)
         singlets, offset = self._expansion.singlets(self.atoms, chem_pot)
         self.reset_eci()
         self._chemical_potential = chem_pot
@@ -104,7 +105,9 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
     def _conditions(self, temp: float | None = None, chem_pot: Mapping | None = None) -> Conditions:
         """One row: the present temperature and chemical potentials where none are given."""
         chem_pot = (self._chemical_potential or {}) if chem_pot is None else chem_pot
+        check_chemical_potential(chem_pot)
         temp = self.temperature if temp is None else temp
+        check_temperature(temp)
         return self._expansion.conditions(self.atoms, temp, chem_pot)
 
     def _require_chemical_potential(self) -> None:
@@ -192,6 +195,11 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         ValueError
             If a range is empty, inverted or names something unknown.
         """
+        if np.shape(temps) != (2,):
+            raise ValueError(
+                f"temps must be a pair (low, high) in K, such as (300, 1200), got {temps!r}"
+            )
+        check_chemical_potential(chem_pots, "chem_pots", "{'c1_0': (-0.1, 0.1)}")
         for name, value in chem_pots.items():
             if np.shape(value) != (2,):
                 raise ValueError(f"the range of {name} must be (low, high) in eV, got {value!r}")
@@ -256,7 +264,8 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         weighted : bool
             Independent draws with ``log_prob``, ``energy`` (eV per supercell, without chemical
             potential) and ``log_target = -E'/kT``; or, if False, an unweighted Metropolis-Hastings
-            chain of such draws, with repeats (see ``provenance``).
+            chain of such draws, with repeats (see ``provenance``). The chain starts after a
+            surplus of draws, the more the poorer the model.
 
         Raises
         ------
@@ -264,8 +273,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
             If there is no model, symbols or constraints restrict the configurations, or the
             condition is out of range with ``out_of_range="raise"``.
         """
-        if int(n) != n or n < 1:
-            raise ValueError(f"n must be a positive integer, got {n!r}")
+        check_count("n", n, 1)
         if chem_pot is None:
             self._require_chemical_potential()
         self._check_eci()
@@ -286,12 +294,10 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
                 stacklevel=2,
             )
         rng = torch.Generator().manual_seed(int(self._spawn().generate_state(1)[0]))
-        extra = 0 if weighted else min(int(n), 64)
-        c = sample(
-            trained.model, self._ensemble, self._lattice, conditions.repeat(int(n) + extra), rng,
-            precision="auto",
-        )  # fmt: skip
-        return c if weighted else resample_chain(c, rng, int(n))
+        parts = trained.model, self._ensemble, self._lattice
+        if not weighted:
+            return draw_chain(*parts, conditions, int(n), rng)
+        return sample(*parts, conditions.repeat(int(n)), rng, precision="auto")
 
     def free_energy(
         self,

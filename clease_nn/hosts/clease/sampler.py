@@ -16,6 +16,7 @@ from clease.datastructures import MCStep, SystemChange
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.hosts.clease.checks import check_count, check_temperature
 from clease_nn.hosts.clease.constraints import read_generator, single_trial_move, species_indices
 from clease_nn.hosts.clease.expansion import (
     Expansion,
@@ -88,7 +89,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the input is not what it should be; the message says what to do.
 
     Notes
@@ -123,6 +124,12 @@ class NeuralSGCSampler(AbstractModelledSampler):
         neural_interval: str | float | None = "auto",
     ):
         check_atoms(atoms)
+        check_temperature(temp)
+        if not isinstance(model, (str, PathLike, TrainedModel, type(None))):
+            raise TypeError(
+                "model must be the path of a *.nn file or a TrainedModel (from fit() or "
+                f"TrainedModel.load), got {model!r}"
+            )
         if out_of_range not in ("warn", "raise"):
             raise ValueError(f"out_of_range must be 'warn' or 'raise', got {out_of_range!r}")
         if neural_interval not in ("auto", None) and not (
@@ -169,6 +176,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
         chem_pot: Mapping[str, float] | None = None,
     ) -> None:
         """Reset all averages and make ``steps`` steps; arguments as in CLEASE."""
+        check_count("steps", steps, 0)
         if chem_pot is None:
             self._require_chemical_potential()
         else:
@@ -183,6 +191,7 @@ class NeuralSGCSampler(AbstractModelledSampler):
 
     def irun(self, steps: int, call_observers: bool = True) -> Iterator[MCStep]:
         """Iterate over steps; averages go on from where they are."""
+        check_count("steps", steps, 0)
         self._planned_steps = int(steps)
         return super().irun(steps, call_observers)
 

@@ -1,0 +1,53 @@
+"""Checks of what a script hands to a CLEASE sampler: the value, the limit and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+__all__ = ["check_chemical_potential", "check_count", "check_temperature"]
+
+
+def check_temperature(value) -> None:
+    """Raise unless the value is a temperature in K.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is not positive and finite.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"the temperature must be a number in K, such as 600, got {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"the temperature must be positive and finite, got {value} K")
+
+
+def check_count(name: str, value, least: int) -> None:
+    """Raise unless the value is a whole number, ``least`` or more.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is too small.
+    """
+    kind = "a positive integer" if least else "an integer, 0 or more"
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {kind}, got {value!r}; int() makes one of a number")
+    if value < least:
+        raise ValueError(f"{name} must be {kind}, got {value}")
+
+
+def check_chemical_potential(
+    chem_pot, name: str = "chem_pot", form: str = "{'c1_0': 0.03} or {'Au': 0.06}"
+) -> None:
+    """Raise TypeError unless chemical potentials are a mapping with names for keys."""
+    if not isinstance(chem_pot, Mapping) or not all(isinstance(k, str) for k in chem_pot):
+        raise TypeError(
+            f"{name} must be a mapping from singlets or elements to eV, such as {form}, got "
+            f"{chem_pot!r}"
+        )
