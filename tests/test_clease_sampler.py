@@ -632,6 +632,75 @@ def test_outside_the_range_single_site_moves_or_an_error(tmp_path):
         mc.run(50, chem_pot=CHEM_POT)
 
 
+def test_the_users_own_model_stays(tmp_path, monkeypatch):
+    """A model found in a file serves beside the user's own one and never replaces it."""
+    atoms = binary_atoms(tmp_path)
+    own, wide = trained(atoms, temps=(600.0, 1000.0)), trained(atoms)
+    monkeypatch.setattr("clease_nn.hosts.clease.shelf.find_model", lambda *_: wide)
+    mc = NeuralSGCSampler(atoms, 900, BINARY, model=own, neural_interval=1, seed=1)
+    mc.run(20, chem_pot=CHEM_POT)
+    mc.temperature = 1500
+    mc.run(20)
+    assert mc._moves.model is wide.model and mc.trained is own
+    mc.temperature = 900
+    mc.run(20)
+    assert mc._moves.model is own.model and mc.trained is own
+    saved = []
+    monkeypatch.setattr(type(own), "save", lambda self, path: saved.append(self))
+    mc.save("x.nn")
+    assert saved == [own]
+    mc.reset_eci()
+    mc = NeuralSGCSampler(atoms, 1500, BINARY, model=own, out_of_range="raise")
+    with pytest.raises(ValueError, match="trained range"):
+        mc.run(20, chem_pot=CHEM_POT)
+    with pytest.raises(ValueError, match="trained range"):
+        mc.sample(5)
+    assert mc.trained is own
+
+
+def test_a_failed_sample_does_not_silence_the_run(tmp_path):
+    """sample() and free_energy() without a model raise; a later run still warns."""
+    mc = NeuralSGCSampler(binary_atoms(tmp_path), 900, BINARY, seed=1)
+    for draw in (mc.free_energy, lambda **k: mc.sample(5, **k)):
+        with pytest.raises(ValueError, match="no trained model"):
+            draw(chem_pot=CHEM_POT)
+    with pytest.warns(NoModelWarning):
+        mc.run(10, chem_pot=CHEM_POT)
+
+
+def test_samples_outside_the_range_say_so_every_time(tmp_path):
+    """The text is about draws, not about moves, and comes with every call."""
+    atoms = binary_atoms(tmp_path)
+    mc = NeuralSGCSampler(atoms, 200, BINARY, model=trained(atoms), neural_interval=1)
+    for _ in range(2):
+        with pytest.warns(OutOfRangeWarning, match="was not trained there; see NESS"):
+            mc.sample(5, chem_pot=CHEM_POT)
+    with pytest.warns(OutOfRangeWarning, match="single-site moves"):
+        mc.run(10, chem_pot=CHEM_POT)
+
+
+def test_free_energies_need_a_chemical_potential(tmp_path):
+    """None was ever given: the same error as for a run, not a silent zero."""
+    atoms = binary_atoms(tmp_path)
+    mc = NeuralSGCSampler(atoms, 900, BINARY, model=trained(atoms))
+    for draw in (mc.free_energy, lambda: mc.sample(5), mc.run):
+        with pytest.raises(ValueError, match="no chemical potentials given"):
+            draw()
+
+
+def test_the_schedule_says_why(tmp_path):
+    """After a run with a model the schedule is there with its reason, moves or no moves."""
+    atoms = binary_atoms(tmp_path)
+    mc = NeuralSGCSampler(atoms, 2000, BINARY, model=trained(atoms), seed=1)
+    mc.run(100, chem_pot=CHEM_POT)
+    assert "single-site moves forget in" in mc.neural_schedule.reason
+    assert "none in 100 steps" in mc.neural_schedule.reason
+    mc.reset_eci()
+    mc = NeuralSGCSampler(atoms, 900, BINARY, model=trained(atoms), neural_interval=2, seed=1)
+    mc.run(100, chem_pot=CHEM_POT)
+    assert "was asked for" in mc.neural_schedule.reason
+
+
 def test_training_on_demand(tmp_path, monkeypatch):
     """train=dict(...) fits at the first run that finds no model, with just these arguments."""
     atoms = binary_atoms(tmp_path)
@@ -679,12 +748,15 @@ def test_bad_atoms(tmp_path):
         ({"out_of_range": "ignore"}, "'warn' or 'raise'"),
         ({"neural_interval": -1}, "positive number of sweeps"),
         ({"model": "missing.nn"}, "missing.nn"),
+        ({"model": 3}, r"TrainedModel.*got 3"),
+        ({"temp": "600"}, "number in K.*'600'"),
+        ({"temp": None}, "number in K.*None"),
     ],
 )
 def test_bad_arguments(tmp_path, kwargs, match):
     """Each bad argument is named."""
     arguments = {"temp": 900, "symbols": BINARY, **kwargs}
-    with pytest.raises((ValueError, FileNotFoundError), match=match):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=match):
         NeuralSGCSampler(binary_atoms(tmp_path), **arguments)
 
 
@@ -693,16 +765,40 @@ def test_bad_chemical_potentials(tmp_path):
     mc = NeuralSGCSampler(binary_atoms(tmp_path), 900, BINARY)
     with pytest.raises(ValueError, match="no chemical potentials"):
         mc.run(10)
-    with pytest.raises(InvalidChemicalPotentialError, match="c1_1"):
+    with pytest.raises(InvalidChemicalPotentialError, match=r"c1_1.*singlets \['c1_0'\]"):
         mc.run(10, chem_pot={"c1_1": 0.1})
     with pytest.raises(ValueError, match="Zn"):
         mc.run(10, chem_pot={"Zn": 0.1})
     with pytest.raises(ValueError, match="finite"):
         mc.run(10, chem_pot={"c1_0": np.nan})
+    for bad in ([1], "c1_0", {0: 0.1}):
+        with pytest.raises(TypeError, match="must be a mapping"):
+            mc.run(10, chem_pot=bad)
+        with pytest.raises(TypeError, match="must be a mapping"):
+            mc.fit((300, 900), bad)
+    with pytest.raises(TypeError, match="c1_0 must be a number in eV, got 'a'"):
+        mc.run(10, chem_pot={"c1_0": "a"})
+    for bad in (600, (300,), None):
+        with pytest.raises(ValueError, match=r"temps must be a pair \(low, high\) in K"):
+            mc.fit(bad, {"c1_0": (-0.1, 0.1)})
     with pytest.raises(ValueError, match=r"\(low, high\)"):
         mc.fit((300, 900), {"c1_0": 0.1})
     with pytest.raises(ValueError, match="inverted"):
         mc.fit((300, 900), {"c1_0": (0.1, -0.1)})
+
+
+def test_bad_numbers_of_steps(tmp_path):
+    """Steps and numbers of samples are whole and not negative."""
+    mc = NeuralSGCSampler(binary_atoms(tmp_path), 900, BINARY)
+    with pytest.raises(ValueError, match="steps must be an integer, 0 or more, got -5"):
+        mc.run(-5, chem_pot=CHEM_POT)
+    for bad in (1e3, "10", None):
+        with pytest.raises(TypeError, match="steps must be an integer"):
+            mc.run(bad, chem_pot=CHEM_POT)
+        with pytest.raises(TypeError, match="steps must be an integer"):
+            mc.irun(bad)
+        with pytest.raises(TypeError, match="n must be a positive integer"):
+            mc.sample(bad)
 
 
 def test_folded_chemical_potential_is_detected(tmp_path):

@@ -1,5 +1,7 @@
 """Laws of neural moves and of the compiled single-site chain, free of any host."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,15 @@ from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.models import AnyOrderARM
 from clease_nn.networks import LatticeConvolution
-from clease_nn.sampler import NeuralMoves, find_model, plan_schedule, resample_chain
+from clease_nn.sampler import (
+    NeuralMoves,
+    draw_chain,
+    find_model,
+    plan_schedule,
+    resample_chain,
+)
 from clease_nn.single_chain import FlipGroups, SingleChain
+from clease_nn.warnings import LowESSWarning
 
 SPECIES = {2: ("Au", "Cu"), 3: ("Au", "Cu", "Pd")}
 
@@ -127,6 +136,14 @@ def test_no_possible_move_is_an_error():
         FlipGroups([([], [0, 1])], np.ones((2, 2), bool))
 
 
+def test_overlapping_groups_are_refused():
+    """A site in two groups would break detailed balance: proposals would not be symmetric."""
+    allowed = np.ones((3, 3), bool)
+    with pytest.raises(ValueError, match="site 1 is given twice"):
+        FlipGroups([([0, 1], [0, 1]), ([1, 2], [1, 2])], allowed)
+    FlipGroups([([0, 1], [0, 1]), ([2], [1, 2])], allowed)
+
+
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_neural_moves_sample_the_boltzmann_distribution(block_size):
     """Moves of an order-dependent, imperfect model alone leave the exact distribution."""
@@ -203,6 +220,7 @@ def test_schedule_is_deterministic_and_sparse_far_from_transitions():
         plans.append(plan_schedule(chain, moves, lattice.n_sites))
     assert plans[0].interval == plans[1].interval > 50
     assert plans[0].autocorrelation < 10
+    assert "single-site moves forget in" in plans[0].reason and "insurance" in plans[0].reason
 
 
 def test_schedule_makes_neural_moves_often_where_the_chain_is_stuck():
@@ -246,6 +264,33 @@ def test_resampled_chain_is_unweighted():
     assert "Metropolis-Hastings" in chain.provenance["method"]
     exact = states.mean(at, states.energy).item()
     assert abs(np.mean(means) - exact) < 4 * np.std(means, ddof=1) / np.sqrt(12)
+
+
+def test_short_chains_of_a_poor_model_are_unbiased():
+    """The mean of many single unweighted draws is exact, however poor the model."""
+    lattice, ensemble, _ = toy(2)
+    at = Conditions.from_kT([0.05], [[0.0, 0.03]])
+    states = ensemble.enumerate(lattice)
+    rng = torch.Generator().manual_seed(4)
+    energies = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowESSWarning)
+        for _ in range(300):
+            c = draw_chain(FieldModel(0.0), ensemble, lattice, at, 1, rng)
+            energies.append(float(c.energy[0]))
+    assert c.provenance["surplus"] >= 128 and c.provenance["effective_draws"] > 10
+    exact = states.mean(at, states.energy).item()
+    assert abs(np.mean(energies) - exact) < 4 * np.std(energies, ddof=1) / np.sqrt(300)
+
+
+def test_too_few_effective_draws_are_said():
+    """Where even many draws carry little weight the chain comes with a warning and its number."""
+    lattice, ensemble, _ = toy(2, sites=(4, 4))
+    at = Conditions.from_kT([0.05], [[0.0, 2.0]])
+    rng = torch.Generator().manual_seed(4)
+    with pytest.warns(LowESSWarning, match="worth"):
+        c = draw_chain(FieldModel(0.0), ensemble, lattice, at, 3, rng)
+    assert c.provenance["surplus"] == 4096 and c.provenance["effective_draws"] < 20
 
 
 def test_find_model_needs_the_key_and_the_range(tmp_path, monkeypatch):

@@ -61,7 +61,8 @@ def _lattice(atoms: Atoms, settings) -> Lattice:
             known = sorted(set(settings.all_elements))
             reason = "" if symbol in known else f"; the CLEASE settings know only {known}"
             raise ValueError(
-                f"atom {i} is {symbol}, but this site may carry only {list(elements)}{reason}"
+                f"atom {i} is {symbol}, but this site may carry only {list(elements)}{reason}; "
+                "change the atom, or the concentration of the settings"
             )
     sites = np.array(settings.non_background_indices, dtype=np.int64)
     if len(sites) == 0:
