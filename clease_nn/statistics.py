@@ -76,8 +76,7 @@ class Estimate:
         value = self.value + _constant(constant)
         return Estimate(_plain(value), _plain(self.error + np.zeros_like(value)), self.ness)
 
-    def __radd__(self, constant) -> Estimate:
-        return self + constant
+    __radd__ = __add__
 
     def __sub__(self, constant) -> Estimate:
         return self + -_constant(constant)
@@ -89,8 +88,7 @@ class Estimate:
         c = _constant(constant)
         return Estimate(_plain(self.value * c), _plain(self.error * np.abs(c)), self.ness)
 
-    def __rmul__(self, constant) -> Estimate:
-        return self * constant
+    __rmul__ = __mul__
 
     def __truediv__(self, constant) -> Estimate:
         return self * (1.0 / _constant(constant))
@@ -438,7 +436,13 @@ def series_mean(x) -> Estimate:
     """
     chains = _chains(x)
     tau = integrated_autocorrelation_time(chains)
-    return _series_estimate(np.concatenate(chains), tau)
+    rows = np.concatenate(chains)
+    n = len(rows)
+    if n < 2:
+        raise ValueError(f"an error needs at least two samples, got {n}")
+    # var (n - tau)/n is what is left after the sample mean: undo it
+    variance = rows.var() / (1.0 - min(tau, n / 2) / n)
+    return Estimate(float(rows.mean()), float(np.sqrt(variance * tau / n)), 1.0 / tau)
 
 
 def series_covariance(x, y) -> Estimate:
@@ -461,15 +465,6 @@ def series_covariance(x, y) -> Estimate:
 
 
 # ------------------------------------------------------------------ helpers
-def _series_estimate(x: np.ndarray, tau: float) -> Estimate:
-    n = len(x)
-    if n < 2:
-        raise ValueError(f"an error needs at least two samples, got {n}")
-    # var (n - tau)/n is what is left after the sample mean: undo it
-    variance = x.var() / (1.0 - min(tau, n / 2) / n)
-    return Estimate(float(x.mean()), float(np.sqrt(variance * tau / n)), 1.0 / tau)
-
-
 def _left(w: np.ndarray) -> np.ndarray:
     """Total normalised weight without each sample; positive also where rounding says zero."""
     return np.maximum(1.0 - w, np.finfo(float).tiny)
@@ -535,8 +530,7 @@ def _unseen(w: np.ndarray) -> float:
         return 0.0
     # one standard error above the fitted shape: short samples hide their tails
     k = min(k + (1 + k) / np.sqrt(size), _K_LARGEST)
-    # one more draw in n exceeds the largest, and then by the mean excess of the tail, where the
-    # mean weight stands now
+    # one more draw in n, now of the mean weight, exceeds the largest by the tail's mean excess
     return float(largest - 1 / len(w) + (sigma + k * (largest - threshold)) / (1 - k))
 
 
