@@ -481,8 +481,8 @@ class NeuralSGCSampler(AbstractModelledSampler):
             self.current_energy = self._chain.energy
             self._chain.clear()
             if accepted:
-                self._write_numbers()
-                self._update_calculator()
+                self.evaluator.apply_system_changes(move, keep=True)
+                self.evaluator.get_energy()
             self.num_accepted += accepted
         else:
             accepted, move = self._host_step()
