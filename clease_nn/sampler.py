@@ -30,7 +30,11 @@ from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampling import complete, sample
 from clease_nn.single_chain import SingleChain
-from clease_nn.statistics import integrated_autocorrelation_time, normalized_ess
+from clease_nn.statistics import (
+    independence_acceptance,
+    integrated_autocorrelation_time,
+    normalized_ess,
+)
 from clease_nn.warnings import LowESSWarning
 
 __all__ = [
@@ -294,7 +298,7 @@ def plan_schedule(
             f"same cost (one every {near:.0f} sweeps); one every {far:.0f} sweeps as an insurance"
         )
         return Schedule(far, None, tau, reason=reason)
-    acceptance = _independence_acceptance(moves.draw(chain.occupations, 16)[1])
+    acceptance = _acceptance(moves.draw(chain.occupations, 16)[1])
     block = None
     if acceptance < _LOW_ACCEPTANCE:
         best = acceptance * n_rows
@@ -359,10 +363,9 @@ def _time(v: np.ndarray) -> float:
     return float(integrated_autocorrelation_time(v)) if np.ptp(v) > 1e-12 else 1.0
 
 
-def _independence_acceptance(log_w: np.ndarray) -> float:
-    w = np.exp(np.sort(log_w) - log_w.max()) if np.isfinite(log_w).any() else np.zeros(1)
-    n = len(w)
-    return float((w * (2 * np.arange(n, 0, -1) - 1)).sum() / (n * max(w.sum(), 1e-300)))
+def _acceptance(log_w: np.ndarray) -> float:
+    """Acceptance of independence moves with these weights, 0 where none is possible."""
+    return independence_acceptance(log_w) if np.isfinite(log_w).any() else 0.0
 
 
 def _block_acceptance(chain: SingleChain, moves: NeuralMoves, size: int) -> float:
