@@ -11,12 +11,12 @@ ROOT = Path(clease_nn.__file__).parent
 
 # lowest first; a room may import the rooms of lower floors and, without circles, of its own
 FLOORS = [
-    ["lattice", "conditions", "statistics", "warnings", "compute", "compiled"],
+    ["lattice", "symmetry", "conditions", "statistics", "warnings", "compute", "compiled"],
     ["configurations"],
     ["energies", "ensemble", "networks"],
     ["montecarlo", "single_chain", "models"],
     ["thermodynamics", "sampling", "sources", "objectives"],
-    ["phases", "diagnostics", "training", "io"],
+    ["phases", "diagnostics", "training", "io", "export", "surrogate"],
     ["sampler"],
     ["hosts", "plotting", "cli", "__main__"],
 ]

@@ -1,0 +1,174 @@
+"""How often neural moves are made: a deterministic pilot run decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clease_nn.sampler.moves import NeuralMoves
+from clease_nn.single_chain import SingleChain
+from clease_nn.statistics import independence_acceptance, integrated_autocorrelation_time
+
+__all__ = ["Schedule", "plan_schedule"]
+
+# Rough costs in seconds that only decide how often to make neural moves: they are constants, so
+# that a run with the same seed makes the same moves on every machine.
+_FLOP = 5e-11
+_HOST_STEP = 6e-6
+_NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the same steps
+_PILOT = (128, 4096)  # sweeps: at least, at most
+_LOOK = 6  # proposals that check whether the pilot has seen all
+_LOW_ACCEPTANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often neural moves are made at a condition, and why.
+
+    Attributes
+    ----------
+    interval : float
+        Sweeps from one neural move to the next (a sweep is one step a free site).
+    block_size : int or None
+        Sites redrawn; None: all.
+    autocorrelation : float
+        Of the single-site chain in sweeps, nan where it was not measured.
+    acceptance : float
+        Of the neural moves, nan where it was not measured.
+    reason : str
+        In words, why neural moves are made that often.
+    """
+
+    interval: float
+    block_size: int | None = None
+    autocorrelation: float = float("nan")
+    acceptance: float = float("nan")
+    reason: str = ""
+
+    def steps(self, n_free: int) -> int:
+        """Steps from one neural move to the next."""
+        return max(1, round(self.interval * n_free))
+
+
+def plan_schedule(
+    chain: SingleChain, moves: NeuralMoves, n_free: int, planned_steps: int | None = None
+) -> Schedule:
+    """Choose how often to make neural moves from a short pilot run.
+
+    Neural moves either get about the time that the host itself would need for the steps, or a
+    twentieth of it, as an insurance. The first where they at least double the number of
+    independent configurations: with moves accepted with probability a every m sweeps, a chain
+    with autocorrelation time t forgets at the rate ``1/t + a/m`` a sweep, so where ``a t > m``.
+    t is infinite where the chain remembers its start (energy or observables differ between
+    starts from the present configuration and from pure species) or where the model's proposals
+    carry weight at energies or observables that the chain has not seen; this last look may cost
+    a third of the host's time for ``planned_steps`` and is left out where it would cost more.
+    Where few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried.
+
+    Deterministic: costs are constants and the random numbers of the pilot are its own. ``chain``
+    is used up; ``moves`` lends its proposals.
+    """
+    n_rows = len(moves.free)
+    parameters = sum(p.numel() for p in moves.model.parameters())
+    draw = 2 * _FLOP * parameters * moves.lattice.n_sites * n_rows + 5e-5 * n_rows
+    cost = 2 * draw
+    far = max(1.0, cost / (_FAR * _HOST_STEP * n_free))
+    near = max(1.0, cost / (_NEAR * _HOST_STEP * n_free))
+    chain.seed(np.random.SeedSequence(0))
+    start = chain.occupations.copy()
+    series = _pilot_series(chain, n_free, _PILOT[1])
+    tau = max((_time(v) for v in series), default=np.inf)
+    if tau < near and _remembers(chain, moves, n_free, start, series):
+        tau = np.inf
+    affordable = planned_steps is None or _LOOK * draw <= planned_steps * _HOST_STEP / 3
+    if tau < near and affordable and _unseen(chain, moves, start, series):
+        tau = np.inf
+    if tau < near:
+        reason = (
+            f"single-site moves forget in {tau:.1f} sweeps, faster than neural moves could at the "
+            f"same cost (one every {near:.0f} sweeps); one every {far:.0f} sweeps as an insurance"
+        )
+        return Schedule(far, None, tau, reason=reason)
+    acceptance = _acceptance(moves.draw(chain.occupations, 16)[1])
+    block = None
+    if acceptance < _LOW_ACCEPTANCE:
+        best = acceptance * n_rows
+        for k in sorted({max(1, n_rows // d) for d in (2, 4, 8)}):
+            a = _block_acceptance(chain, moves, k)
+            if a * k > best:
+                best, block, acceptance = a * k, k, a
+    share = 1.0 if block is None else block / n_rows
+    pays = acceptance > 0 and acceptance * share * tau > near
+    forget = "do not forget" if np.isinf(tau) else f"need {tau:.0f} sweeps to forget"
+    reason = (
+        f"single-site moves {forget}, {acceptance:.2g} of the neural moves are accepted: one every "
+        + (f"{near:.0f} sweeps pays" if pays else f"{far:.0f} sweeps as an insurance")
+    )
+    return Schedule(near if pays else far, block, tau, acceptance, reason)
+
+
+def _remembers(chain, moves, n_free: int, start: np.ndarray, series: np.ndarray) -> bool:
+    """Whether chains from pure species have other means than the given series."""
+    for a in range(moves.reachable.shape[1]):
+        pure = np.where(moves.reachable[:, a], a, start).astype(np.int8)
+        chain.load(pure, moves.energy(pure))
+        for v, w in zip(series, _pilot_series(chain, n_free, _PILOT[0]), strict=True):
+            error = v.var() * _time(v) / len(v) + w.var() * _time(w) / len(w)
+            if abs(v.mean() - w.mean()) > 6 * np.sqrt(error) + 1e-9:
+                return True
+    return False
+
+
+def _unseen(chain, moves, start: np.ndarray, series: np.ndarray) -> bool:
+    """Whether a tenth of the weight of a few proposals lies outside what the series covers."""
+    proposals, log_w, energies = moves.draw(start, _LOOK)
+    if not np.isfinite(log_w).any():
+        return False
+    margin = 0.25 * np.ptp(series, axis=1) + 1e-9
+    low, high = series.min(1) - margin, series.max(1) + margin
+    outside = np.zeros(len(log_w), dtype=bool)
+    for k in np.flatnonzero(np.isfinite(energies)):
+        chain.load(proposals[k], energies[k])
+        values = np.append(chain.values, chain.energy)
+        outside[k] = ((values < low) | (values > high)).any()
+    w = np.exp(log_w - log_w.max())
+    return bool(w[outside].sum() > 0.1 * w.sum())
+
+
+def _pilot_series(chain: SingleChain, n_free: int, longest: int) -> np.ndarray:
+    """Observables and energy of consecutive sweeps, (series, sweeps), until 50 times t."""
+    chain.run(16 * n_free)
+    rows: list[np.ndarray] = []
+    target = _PILOT[0]
+    while True:
+        while len(rows) < target:
+            chain.run(n_free)
+            rows.append(np.append(chain.values, chain.energy))
+        series = np.array(rows).T
+        if target >= longest or target >= 50 * max(_time(v) for v in series):
+            return series
+        target = min(4 * target, longest)
+
+
+def _time(v: np.ndarray) -> float:
+    return float(integrated_autocorrelation_time(v)) if np.ptp(v) > 1e-12 else 1.0
+
+
+def _acceptance(log_w: np.ndarray) -> float:
+    """Acceptance of independence moves with these weights, 0 where none is possible."""
+    return independence_acceptance(log_w) if np.isfinite(log_w).any() else 0.0
+
+
+def _block_acceptance(chain: SingleChain, moves: NeuralMoves, size: int) -> float:
+    before = moves.block_size
+    moves.block_size = size
+    kT = moves.conditions.kT.item()
+    x, log_target, out = chain.occupations.copy(), -chain.energy / kT, []
+    try:
+        for _ in range(6):
+            _, x, log_target = moves.step(x, log_target)
+            out.append(moves.acceptance)
+    finally:
+        moves.block_size = before
+    return float(np.mean(out))

@@ -1,0 +1,278 @@
+"""The one implementation behind every host: fit a model, look it up, sample, free energy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+
+from clease_nn import thermodynamics
+from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.io import TrainedModel
+from clease_nn.sampler.draws import draw_chain
+from clease_nn.sampler.lookup import find_model
+from clease_nn.sampler.system import System
+from clease_nn.sampling import sample
+from clease_nn.statistics import Estimate
+from clease_nn.training import fit
+from clease_nn.warnings import NoModelWarning, OutOfRangeWarning
+
+__all__ = ["ModelService"]
+
+
+class ModelService:
+    """The models of a system: given, fitted, or found in files; and what they are asked for.
+
+    Parameters
+    ----------
+    system : System
+    model : path or TrainedModel, optional
+    out_of_range : {"warn", "raise"}
+        What to do at conditions the model was not trained for.
+
+    Attributes
+    ----------
+    system : System
+    own : TrainedModel or None
+        The user's model: given or fitted. Never replaced by one that was found.
+    found : TrainedModel or None
+        The last one that was found in a file.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is neither a path nor a TrainedModel.
+    ValueError
+        If the model is one of another system, or ``out_of_range`` is unknown.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        model: str | PathLike | TrainedModel | None = None,
+        out_of_range: str = "warn",
+    ):
+        if not isinstance(model, (str, PathLike, TrainedModel, type(None))):
+            raise TypeError(
+                "model must be the path of a *.nn file or a TrainedModel (from fit() or "
+                f"TrainedModel.load), got {model!r}"
+            )
+        if out_of_range not in ("warn", "raise"):
+            raise ValueError(f"out_of_range must be 'warn' or 'raise', got {out_of_range!r}")
+        self.system, self.out_of_range = system, out_of_range
+        self.own: TrainedModel | None = None
+        self.found: TrainedModel | None = None
+        self._searched: set = set()
+        self._warned: set = set()
+        if model is not None:
+            trained = model if isinstance(model, TrainedModel) else TrainedModel.load(model)
+            self.own = system.check(trained)
+
+    @property
+    def at_hand(self) -> TrainedModel | None:
+        """The user's own model, or else the one found."""
+        return self.found if self.own is None else self.own
+
+    def adopt(self, system: System) -> None:
+        """Go on with another system; the user's own model must belong to it.
+
+        Raises
+        ------
+        ValueError
+            If it does not.
+        """
+        self.system, self.found = system, None
+        if self.own is not None:
+            system.check(self.own)
+
+    # ------------------------------------------------------------------ looking up
+    def lookup(
+        self,
+        conditions: Conditions,
+        train: Callable[[], None] | None = None,
+        search: bool = True,
+    ) -> TrainedModel | None:
+        """The model that was trained for one condition, or None.
+
+        Own models go first, then the one found before, then files (if ``search``), then
+        ``train``, which is to call :meth:`fit`.
+
+        Raises
+        ------
+        ValueError
+            If the condition lies outside the range of the own model (or of the one found) and
+            ``out_of_range="raise"``.
+        """
+        strict = self.out_of_range == "raise"
+        if _serves(self.own, conditions):
+            return self.own
+        if self.own is not None and strict:
+            raise ValueError(self._strict(conditions))
+        if _serves(self.found, conditions):
+            return self.found
+        key = (self.system.key, conditions.temperature[0].item(), *conditions.mu[0].tolist())
+        if search and key not in self._searched:
+            self._searched.add(key)
+            found = find_model(self.system.key, conditions)
+            if found is not None:
+                self.found = self.system.check(found)
+                return self.found
+        if self.own is None and search and train is not None:
+            train()
+            if _serves(self.own, conditions):
+                return self.own
+        if strict and self.at_hand is not None:
+            raise ValueError(self._strict(conditions))
+        return None
+
+    def complain(self, conditions: Conditions) -> None:
+        """Say, once, that :meth:`lookup` found no model for a condition."""
+        if self.at_hand is None:
+            self.warn(
+                "no trained model of this system was found: exact single-site moves are made. "
+                "Train one with fit(), or give model='file.nn'",
+                NoModelWarning,
+            )
+        else:
+            text = self.outside(conditions)
+            self.warn(f"{text}: exact single-site moves are made there", OutOfRangeWarning)
+
+    def outside(self, conditions: Conditions) -> str:
+        """That a condition is outside the range of the model at hand, in words."""
+        box = self.at_hand.range
+        mu = dict(zip(self.system.lattice.species, conditions.mu[0].tolist(), strict=True))
+        return (
+            f"T = {conditions.temperature[0].item():g} K, mu = {mu} eV lies outside the trained "
+            f"range ({box.temperature[0]:g} to {box.temperature[1]:g} K, {box.low.tolist()} to "
+            f"{box.high.tolist()} eV along the trained axes)"
+        )
+
+    def _strict(self, conditions: Conditions) -> str:
+        text = self.outside(conditions)
+        return f"{text}; train a wider range with fit() or use out_of_range='warn'"
+
+    def warn(self, text: str, category: type[Warning]) -> None:
+        """Warn, once with each text."""
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, category, stacklevel=6)
+
+    # ------------------------------------------------------------------ training
+    def fit(
+        self,
+        box: ConditionRange,
+        *,
+        max_seconds: float | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TrainedModel:
+        """Train a model of the system over a range; it becomes the own one.
+
+        Parameters
+        ----------
+        box : ConditionRange
+        max_seconds, max_steps : optional
+            Budget; 120 s if neither is given.
+        seed : int
+        metadata : mapping, optional
+            JSON to be saved with the model, besides the system's own.
+        **options
+            To :func:`clease_nn.training.fit`.
+        """
+        if max_seconds is None and max_steps is None:
+            max_seconds = 120
+        trained = fit(
+            self.system.ensemble,
+            self.system.lattice,
+            box,
+            max_seconds=max_seconds,
+            max_steps=max_steps,
+            seed=seed,
+            **options,
+        )
+        own = {"parent_fingerprint": self.system.key, **self.system.details, **(metadata or {})}
+        self.own = replace(trained, metadata={**trained.metadata, **own})
+        return self.own
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the model at hand to a file.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        OSError
+            If the path cannot be written.
+        """
+        if self.at_hand is None:
+            raise ValueError("there is no model to save; train one with fit()")
+        self.at_hand.save(path)
+
+    # ------------------------------------------------------------------ results
+    def sample(
+        self,
+        conditions: Conditions,
+        n: int,
+        seed: np.random.SeedSequence,
+        *,
+        weighted: bool = True,
+        train: Callable[[], None] | None = None,
+    ) -> Configurations:
+        """Draw configurations from the model at one condition.
+
+        Parameters
+        ----------
+        conditions : Conditions
+            One row.
+        n : int
+        seed : SeedSequence
+        weighted : bool
+            Independent draws with ``log_prob``, ``energy`` and ``log_target``; or, if False, an
+            unweighted Metropolis-Hastings chain of such draws.
+        train : callable, optional
+            As in :meth:`lookup`.
+
+        Raises
+        ------
+        ValueError
+            If there is no model, or the condition is out of range with
+            ``out_of_range="raise"``.
+        """
+        trained = self.lookup(conditions, train)
+        if trained is None:
+            trained = self.at_hand
+            if trained is None:
+                raise ValueError(
+                    "there is no trained model of this system; train one with fit() or give "
+                    "model='file.nn'"
+                )
+            warnings.warn(
+                f"{self.outside(conditions)}: drawn from a model that was not trained there; "
+                "see NESS",
+                OutOfRangeWarning,
+                stacklevel=4,
+            )
+        rng = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+        parts = trained.model, self.system.ensemble, self.system.lattice
+        if not weighted:
+            return draw_chain(*parts, conditions, int(n), rng)
+        return sample(*parts, conditions.repeat(int(n)), rng, precision="auto")
+
+    def free_energy(
+        self, conditions: Conditions, n: int, seed: np.random.SeedSequence, **options: Any
+    ) -> Estimate:
+        """-kT ln Z in eV per supercell at one condition; arguments as :meth:`sample`."""
+        e = thermodynamics.free_energy(self.sample(conditions, n, seed, **options))
+        return Estimate(float(e.value[0]), float(e.error[0]), float(e.ness[0]))
+
+
+def _serves(trained: TrainedModel | None, conditions: Conditions) -> bool:
+    return trained is not None and bool(trained.range.contains(conditions).all())
