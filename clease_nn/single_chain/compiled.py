@@ -8,73 +8,16 @@ group, both uniformly; it is accepted with probability ``min(1, exp(-dE'/kT))``,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from clease_nn.compiled import njit
 from clease_nn.energies.tables import ClusterTables
+from clease_nn.single_chain.abstract import AbstractChain
+from clease_nn.single_chain.groups import FlipGroups
 
-__all__ = ["FlipGroups", "SingleChain", "StepLog"]
-
-
-class FlipGroups:
-    """Which sites may be given which species by a trial move.
-
-    Parameters
-    ----------
-    groups : iterable of (sites, species)
-        Site numbers of a group and the species (indices) that its moves exchange. A move chooses
-        a group, a site in it and a new species, each uniformly. Empty groups propose nothing.
-    allowed : ndarray of bool, shape (sites, species)
-        A move to a species not allowed on its site is rejected.
-
-    Raises
-    ------
-    ValueError
-        If no group has a site and at least two species, or a site is in two groups: a species of
-        one of them only could be left more easily than reached.
-
-    Examples
-    --------
-    >>> FlipGroups([(range(4), [0, 1])], np.ones((4, 2), bool)).free
-    array([ True,  True,  True,  True])
-    """
-
-    def __init__(self, groups: Iterable[tuple[Iterable[int], Iterable[int]]], allowed: np.ndarray):
-        groups = [(np.array(list(s), np.int64), np.array(list(a), np.int64)) for s, a in groups]
-        if not any(len(s) and len(a) > 1 for s, a in groups):
-            raise ValueError(
-                "no trial move is possible: every site is fixed or has a single species; loosen "
-                "the constraints or give at least two symbols"
-            )
-        sites, times = np.unique(np.concatenate([s for s, _ in groups]), return_counts=True)
-        if (times > 1).any():
-            raise ValueError(
-                f"site {sites[times > 1][0]} is given twice to the trial moves; groups of sites "
-                "that overlap break detailed balance, so put every site into one group"
-            )
-        self.allowed = np.array(allowed, dtype=np.bool_)
-        self.site_pointer = np.cumsum([0] + [len(s) for s, _ in groups])
-        self.sites = np.concatenate([s for s, _ in groups])
-        self.species_pointer = np.cumsum([0] + [len(a) for _, a in groups])
-        self.species = np.concatenate([a for _, a in groups])
-        self.reachable = np.zeros_like(self.allowed)
-        """(sites, species) bool: species that a trial move may put on a site."""
-        self.proposed = np.zeros(len(self.allowed), dtype=bool)
-        """(sites,) bool: the site is in a group."""
-        for sites, species in groups:
-            self.proposed[sites] = True
-            self.reachable[np.ix_(sites, species)] = True
-        self.reachable &= self.allowed
-        self.free = self.reachable.sum(1) > 1
-        """(sites,) bool: the site can change."""
-
-    def check(self, occupations: np.ndarray) -> int | None:
-        """First proposed site whose species its group does not exchange, or None."""
-        wrong = self.proposed & ~self.reachable[np.arange(len(occupations)), occupations]
-        return int(np.flatnonzero(wrong)[0]) if wrong.any() else None
+__all__ = ["SingleChain", "StepLog"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +53,7 @@ class StepLog:
 _NO_LOG = StepLog.empty(0, 0)
 
 
-class SingleChain:
+class SingleChain(AbstractChain):
     """A Metropolis chain with energy differences from cached local fields.
 
     Parameters
@@ -119,17 +62,6 @@ class SingleChain:
         The expansion, without chemical potential.
     observables : array_like, shape (observables, species), optional
         Site functions whose means over all active sites are followed (``values``).
-
-    Attributes
-    ----------
-    occupations : ndarray, shape (sites,), int8
-    energy : float
-        E' = E - mu.N of ``occupations``, eV.
-    values : ndarray, shape (observables,)
-    steps, accepted : int
-        Counted since :meth:`clear`.
-    sums : ndarray
-        Sums over steps since :meth:`clear`: E', E'^2, then for every observable s, s^2 and s E'.
 
     Examples
     --------
@@ -183,18 +115,6 @@ class SingleChain:
         self._variables[:] = self._functions[:, self.occupations].T.ravel()
         self.values[:] = self._observables[:, self.occupations].sum(1)
         self._valid[:] = 0
-
-    def clear(self) -> None:
-        """Forget sums and counters, keep the configuration."""
-        self.sums[:] = 0.0
-        self.steps = self.accepted = 0
-
-    def add_current(self) -> None:
-        """Count the present configuration as one step (made by another kind of move)."""
-        e, s = self.energy, self.values
-        self.sums[:2] += e, e * e
-        self.sums[2:] += np.stack([s, s * s, s * e], 1).ravel()
-        self.steps += 1
 
     def run(self, steps: int) -> None:
         """Make trial moves."""

@@ -1,0 +1,65 @@
+"""What a host's drop-in needs of a chain."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from clease_nn.single_chain.groups import FlipGroups
+
+__all__ = ["AbstractChain"]
+
+
+class AbstractChain(ABC):
+    """A Markov chain of single configurations at one condition, with sums over its steps.
+
+    A subclass fills the attributes below; every step adds to ``sums``.
+
+    Attributes
+    ----------
+    occupations : ndarray, shape (sites,), int8
+    energy : float
+        E' = E - mu.N of ``occupations``, eV.
+    values : ndarray, shape (observables,)
+        Means of the observed site functions over all active sites.
+    steps, accepted : int
+        Counted since :meth:`clear`.
+    sums : ndarray
+        Sums over steps since :meth:`clear`: E', E'^2, then for every observable s, s^2 and s E'.
+    """
+
+    occupations: np.ndarray
+    energy: float
+    values: np.ndarray
+    steps: int
+    accepted: int
+    sums: np.ndarray
+
+    @abstractmethod
+    def set(self, kT: float, mu, groups: FlipGroups) -> None:
+        """Set kT (eV), the chemical potential of every species (eV) and the trial moves."""
+
+    @abstractmethod
+    def seed(self, sequence: np.random.SeedSequence) -> None:
+        """Start the random numbers."""
+
+    @abstractmethod
+    def load(self, occupations: np.ndarray, energy: float) -> None:
+        """Go to another configuration whose E' (eV) is known."""
+
+    @abstractmethod
+    def run(self, steps: int) -> None:
+        """Make steps."""
+
+    def clear(self) -> None:
+        """Forget sums and counters, keep the configuration."""
+        self.sums[:] = 0.0
+        self.steps = self.accepted = 0
+
+    def add_current(self) -> None:
+        """Count the present configuration as one step (made by another kind of move)."""
+        e, s = self.energy, self.values
+        self.sums[:2] += e, e * e
+        self.sums[2:] += np.stack([s, s * s, s * e], 1).ravel()
+        self.steps += 1
