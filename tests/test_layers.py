@@ -16,8 +16,9 @@ FLOORS = [
     ["energies", "ensemble", "networks"],
     ["montecarlo", "single_chain", "models"],
     ["thermodynamics", "sampling", "sources", "objectives"],
-    ["phases", "diagnostics", "training", "io", "export", "surrogate"],
+    ["phases", "diagnostics", "training", "io", "surrogate"],
     ["sampler"],
+    ["export"],
     ["hosts", "plotting", "cli", "__main__"],
 ]
 FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
