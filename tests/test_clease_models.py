@@ -77,7 +77,7 @@ def test_fit_save_and_lookup(tmp_path, monkeypatch):
         other.run(50, chem_pot=CHEM_POT)
         assert other.neural_schedule.interval == 1
         other.reset_eci()
-    with pytest.raises(ValueError, match="another expansion"):
+    with pytest.raises(ValueError, match="another energy"):
         NeuralSGCSampler(binary_atoms(tmp_path, seed=4), 900, BINARY, model=str(folder / "cuau.nn"))
 
 
@@ -104,7 +104,7 @@ def test_the_users_own_model_stays(tmp_path, monkeypatch):
     """A model found in a file serves beside the user's own one and never replaces it."""
     atoms = binary_atoms(tmp_path)
     own, wide = trained(atoms, temps=(600.0, 1000.0)), trained(atoms)
-    monkeypatch.setattr("clease_nn.hosts.clease.shelf.find_model", lambda *_: wide)
+    monkeypatch.setattr("clease_nn.sampler.service.find_model", lambda *_: wide)
     mc = NeuralSGCSampler(atoms, 900, BINARY, model=own, neural_interval=1, seed=1)
     mc.run(20, chem_pot=CHEM_POT)
     mc.temperature = 1500
@@ -176,7 +176,7 @@ def test_training_on_demand(tmp_path, monkeypatch):
 
     def fake(self, **arguments):
         asked.update(arguments)
-        self._shelf.trained = trained(binary_atoms(tmp_path))
+        self._models.own = trained(binary_atoms(tmp_path))
 
     monkeypatch.setattr(NeuralSGCSampler, "fit", fake)
     arguments = {"temps": (300, 1200), "chem_pots": {"c1_0": (-0.1, 0.1)}, "max_seconds": 1}

@@ -14,6 +14,7 @@ import torch
 from clease_nn import thermodynamics
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.sampler.draws import draw_chain
 from clease_nn.sampler.lookup import find_model
@@ -117,7 +118,7 @@ class ModelService:
         if _serves(self.found, conditions):
             return self.found
         key = (self.system.key, conditions.temperature[0].item(), *conditions.mu[0].tolist())
-        if search and key not in self._searched:
+        if search and self.system.key is not None and key not in self._searched:
             self._searched.add(key)
             found = find_model(self.system.key, conditions)
             if found is not None:
@@ -172,6 +173,7 @@ class ModelService:
         max_steps: int | None = None,
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        ensemble: SemiGrandCanonical | None = None,
         **options: Any,
     ) -> TrainedModel:
         """Train a model of the system over a range; it becomes the own one.
@@ -184,13 +186,16 @@ class ModelService:
         seed : int
         metadata : mapping, optional
             JSON to be saved with the model, besides the system's own.
+        ensemble : SemiGrandCanonical, optional
+            Train on another energy that resembles the system's own, such as a surrogate of an
+            expensive one. What the model is used for stays exact for the system's energy.
         **options
             To :func:`clease_nn.training.fit`.
         """
         if max_seconds is None and max_steps is None:
             max_seconds = 120
         trained = fit(
-            self.system.ensemble,
+            self.system.ensemble if ensemble is None else ensemble,
             self.system.lattice,
             box,
             max_seconds=max_seconds,

@@ -22,15 +22,17 @@ class System:
     lattice : Lattice
     ensemble : SemiGrandCanonical
         Of the bare energy, without chemical potential.
-    key : str
-        Fingerprint of the energy and the parent lattice, the same for every supercell.
+    key : str or None
+        Fingerprint of the energy and the parent lattice, the same for every supercell. None for
+        an energy that has none: no file is looked for then, and a model that is given is taken
+        on trust (a wrong one costs efficiency, never exactness).
     details : mapping
         JSON that is saved with a model, such as the ``"eci"`` of an expansion.
     """
 
     lattice: Lattice
     ensemble: SemiGrandCanonical
-    key: str
+    key: str | None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, trained: TrainedModel) -> TrainedModel:
@@ -47,6 +49,8 @@ class System:
                 f"the model was trained for the species {meta['species']}, this system has "
                 f"{list(species)}; train one with fit()"
             )
+        if self.key is None:
+            return trained
         key = meta.get("parent_fingerprint")
         if key is None:
             fingerprint = getattr(self.ensemble.energy, "fingerprint", None)

@@ -52,6 +52,17 @@ class AbstractChain(ABC):
     def run(self, steps: int) -> None:
         """Make steps."""
 
+    def advance(self) -> list[tuple[int, int, int]]:
+        """Make one step; the changes it made as (site, old, new species), at least one.
+
+        A rejected step is a single change with old = new.
+        """
+        before = self.occupations.copy()
+        self.run(1)
+        changed = np.flatnonzero(before != self.occupations)
+        sites = changed if len(changed) else [0]
+        return [(int(k), int(before[k]), int(self.occupations[k])) for k in sites]
+
     def clear(self) -> None:
         """Forget sums and counters, keep the configuration."""
         self.sums[:] = 0.0

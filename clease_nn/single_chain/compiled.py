@@ -137,6 +137,11 @@ class SingleChain(AbstractChain):
         self.accepted += accepted
         self.steps += int(steps)
 
+    def advance(self) -> list[tuple[int, int, int]]:
+        """Make one step; the site it tried, its old and its new species (old = new: rejected)."""
+        self.run(1)
+        return [self.last or (0, int(self.occupations[0]), int(self.occupations[0]))]
+
     @property
     def last(self) -> tuple[int, int, int] | None:
         """(site, old, new species) of the last trial move; old = new where it was rejected."""

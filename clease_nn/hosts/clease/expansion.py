@@ -10,12 +10,10 @@ from functools import cached_property
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
 from clease.calculator import Clease
 from clease.montecarlo import SGCMonteCarlo
 from clease.montecarlo.sgc_montecarlo import InvalidChemicalPotentialError
 
-from clease_nn.conditions import Conditions
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease import extraction
 from clease_nn.hosts.clease.chemical_potentials import (
@@ -23,10 +21,10 @@ from clease_nn.hosts.clease.chemical_potentials import (
     chem_pot_from_mu,
     mu_from_chem_pot,
 )
-from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
+from clease_nn.sampler import System
 
-__all__ = ["Expansion", "check_atoms", "check_model", "refuse_foreign_chemical_potential"]
+__all__ = ["Expansion", "check_atoms", "refuse_foreign_chemical_potential"]
 
 _TOLERANCE = 1e-9  # eV; folding a chemical potential in and out rounds the ECIs
 _KNOWN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -75,19 +73,15 @@ class Expansion:
         return known
 
     @cached_property
-    def numbers(self) -> np.ndarray:
-        """Atomic numbers of the species."""
-        return np.array([atomic_numbers[s] for s in self.lattice.species])
+    def system(self) -> System:
+        """The bare energy on its lattice."""
+        return System(self.lattice, self.ensemble, self.parent, {"eci": dict(self.eci)})
 
     def has(self, eci: Mapping[str, float]) -> bool:
         """Whether these are the bare ECIs, up to rounding."""
         return eci.keys() == self.eci.keys() and all(
             abs(v - self.eci[k]) < _TOLERANCE for k, v in eci.items()
         )
-
-    def conditions(self, atoms: Atoms, temp: float, chem_pot: Mapping[str, float]) -> Conditions:
-        """One row, from a chemical potential in either form of CLEASE."""
-        return Conditions([float(temp)], mu_from_chem_pot(atoms, self.lattice, chem_pot)[None])
 
     def singlets(
         self, atoms: Atoms, chem_pot: Mapping[str, float]
@@ -127,43 +121,6 @@ class Expansion:
             )
         rest = mu - mu_from_chem_pot(atoms, self.lattice, singlets)
         return singlets, float(rest.mean())
-
-
-def check_model(trained: TrainedModel, expansion: Expansion) -> TrainedModel:
-    """The model itself.
-
-    Raises
-    ------
-    ValueError
-        If it was trained for other species, another expansion or another parent lattice, or if
-        the ECIs differ from its own by a chemical potential.
-    """
-    meta, species = trained.metadata, expansion.lattice.species
-    if tuple(meta.get("species", species)) != species:
-        raise ValueError(
-            f"the model was trained for the species {meta['species']}, this expansion has "
-            f"{list(species)}; train one with fit()"
-        )
-    parent = meta.get("parent_fingerprint")
-    if parent is None:
-        same = meta.get("energy_fingerprint") == expansion.ensemble.energy.fingerprint
-    else:
-        same = parent == expansion.parent
-    if same:
-        return trained
-    eci = meta.get("eci") or {}
-    if eci.keys() == expansion.eci.keys():
-        differ = [k for k, v in eci.items() if abs(v - expansion.eci[k]) > 1e-10]
-        if differ and all(k.startswith("c1_") or k == "c0" for k in differ):
-            raise ValueError(
-                f"the ECIs differ from those the model was trained on only in {differ}: another "
-                "sampler has folded a chemical potential into them; call reset_eci() on it "
-                "first, or give the calculator the bare ECIs"
-            )
-    raise ValueError(
-        f"the model belongs to another expansion or parent lattice (model {parent}, this "
-        f"{expansion.parent}); load the model of this expansion or train one with fit()"
-    )
 
 
 def refuse_foreign_chemical_potential(atoms: Atoms, sampler: SGCMonteCarlo | None = None) -> None:
