@@ -1,0 +1,11 @@
+"""mchammer as a host: icet's expansions as fast energies, its ensembles with neural moves."""
+
+try:
+    import icet  # noqa: F401
+    import mchammer  # noqa: F401
+except ImportError as error:
+    raise ImportError("this needs icet and mchammer: pip install 'clease_nn[icet]'") from error
+
+from clease_nn.hosts.mchammer.extraction import energy, lattice, parent_fingerprint
+
+__all__ = ["energy", "lattice", "parent_fingerprint"]
