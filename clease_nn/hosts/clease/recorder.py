@@ -1,0 +1,120 @@
+"""An observer that keeps the configurations of any semi-grand canonical CLEASE run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+from clease.datastructures import MCStep
+from clease.montecarlo import SGCMonteCarlo
+from clease.montecarlo.observers import MCObserver
+
+from clease_nn.conditions import Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.clease.chemical_potentials import mu_from_chem_pot
+from clease_nn.hosts.clease.extraction import lattice
+
+__all__ = ["ConfigurationRecorder"]
+
+
+class ConfigurationRecorder(MCObserver):
+    """Keeps what a run visits, for :mod:`clease_nn.thermodynamics` and :mod:`clease_nn.export`.
+
+    Works on CLEASE's own ``SGCMonteCarlo`` and on ``NeuralSGCSampler``; averages come with errors
+    that contain the autocorrelation time. ``run`` begins anew, as with every observer; ``irun``
+    adds to what there is, also at another temperature or chemical potential.
+
+    Parameters
+    ----------
+    mc : SGCMonteCarlo
+        The sampler it will be attached to, on atoms with a ``Clease`` calculator.
+
+    Raises
+    ------
+    TypeError
+        If ``mc`` is something else; a canonical run has no chemical potentials.
+
+    Examples
+    --------
+    >>> from clease_nn.hosts.clease.examples import cuau_emt_atoms
+    >>> from clease_nn.thermodynamics import averages
+    >>> atoms = cuau_emt_atoms()
+    >>> mc = SGCMonteCarlo(atoms, 900, symbols=["Au", "Cu"])
+    >>> recorder = ConfigurationRecorder(mc)
+    >>> mc.attach(recorder, interval=len(atoms))
+    >>> mc.run(20 * len(atoms), chem_pot={"c1_0": 0.03})
+    >>> len(recorder.configurations())
+    20
+    """
+
+    name = "ConfigurationRecorder"
+
+    def __init__(self, mc: SGCMonteCarlo):
+        if not isinstance(mc, SGCMonteCarlo):
+            raise TypeError(
+                f"mc must be a semi-grand canonical sampler, got {type(mc).__name__}; the rows of "
+                "other runs belong to no chemical potential"
+            )
+        super().__init__()
+        self.mc = mc
+        self.lattice = lattice(mc.atoms)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._numbers: list[np.ndarray] = []
+        self._energies: list[float] = []
+        self._conditions: list[tuple[float, Mapping[str, float]]] = []
+
+    def observe_step(self, mc_step: MCStep) -> None:
+        """Keep the present configuration."""
+        if self.mc.bias_potentials:
+            raise ValueError(
+                "a biased run does not sample the semi-grand canonical ensemble; take the bias "
+                "away or do not record its configurations"
+            )
+        self._numbers.append(self.mc.atoms.numbers[self.lattice.site_indices])
+        self._energies.append(mc_step.energy)
+        self._conditions.append((self.mc.temperature, dict(self.mc.chemical_potential)))
+
+    def configurations(self) -> Configurations:
+        """What was recorded, as one chain in time order.
+
+        Returns
+        -------
+        Configurations
+            ``energy`` is E, without chemical potential, whatever the run was told; every row has
+            the conditions at which it was visited.
+
+        Raises
+        ------
+        ValueError
+            If nothing was recorded.
+        """
+        if not self._numbers:
+            raise ValueError("nothing was recorded; attach the recorder and run")
+        index = np.full(max(atomic_numbers.values()) + 1, -1)
+        index[[atomic_numbers[s] for s in self.lattice.species]] = range(self.lattice.n_species)
+        mus: dict[tuple, np.ndarray] = {}
+        for _, chem_pot in self._conditions:
+            key = tuple(sorted(chem_pot.items()))
+            if key not in mus:
+                mus[key] = mu_from_chem_pot(self.mc.atoms, self.lattice, chem_pot)
+        at = Conditions(
+            torch.tensor([t for t, _ in self._conditions], dtype=torch.float64),
+            torch.as_tensor(np.array([mus[tuple(sorted(x.items()))] for _, x in self._conditions])),
+        )
+        c = Configurations(
+            self.lattice,
+            at,
+            torch.as_tensor(index[np.array(self._numbers)]),
+            chain=torch.zeros(len(at), dtype=torch.int64),
+            provenance={"method": f"recorded from {type(self.mc).__name__}"},
+        )
+        sgc = torch.tensor(self._energies, dtype=torch.float64)
+        energy = sgc + (at.mu * c.counts()).sum(1)
+        return replace(c, energy=energy, log_target=SemiGrandCanonical.log_weight(c, energy))
