@@ -1,0 +1,314 @@
+"""Every observer that CLEASE has, by name: exact averages or records equal to what happened.
+
+``test_clease_observers`` holds further laws of the classes that the drop-in corrects.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ase.io import Trajectory
+from clease.montecarlo import observers as module
+from clease.montecarlo.observers import (
+    AcceptanceRate,
+    ConcentrationObserver,
+    CorrelationFunctionObserver,
+    DiffractionObserver,
+    EnergyEvolution,
+    EnergyPlotUpdater,
+    EntropyProductionRate,
+    LowestEnergyStructure,
+    MCObserver,
+    MoveObserver,
+    MultiStateSGCConcObserver,
+    SGCObserver,
+    SGCState,
+    SiteOrderParameter,
+    Snapshot,
+)
+from sampler_helpers import binary_atoms, exact, pooled_z, ternary_atoms, trained
+
+from clease_nn.hosts.clease.sampler import NeuralSGCSampler
+
+TEMPERATURE = 900
+SYSTEMS = {
+    "binary": (binary_atoms, ["Au", "Cu"], {"c1_0": 0.02}),
+    "ternary": (ternary_atoms, ["Au", "Cu", "Pd"], {"c1_0": 0.02, "c1_1": -0.03}),
+}
+
+
+class System:
+    """A sampler that mixes single-site and neural moves, with its exact reference."""
+
+    def __init__(self, name, folder):
+        build, self.symbols, self.chem_pot = SYSTEMS[name]
+        self.atoms = build(folder, **({"size": (2, 2, 1)} if name == "ternary" else {}))
+        self.host, self.x, p, e = exact(self.atoms, TEMPERATURE, self.chem_pot)
+        self.p, self.e = p.numpy(), e.numpy()
+        self.start = self.atoms.copy()
+        self.mc = NeuralSGCSampler(
+            self.atoms, TEMPERATURE, self.symbols,
+            model=trained(self.atoms, tuple(self.chem_pot)), neural_interval=10, seed=11,
+        )  # fmt: skip
+
+    def share(self, symbol):
+        """(states,) share of the sites that carry a species."""
+        return (self.x.numpy() == self.host.species.index(symbol)).mean(1)
+
+    def singlets(self):
+        """(states, singlets) mean site functions."""
+        functions = self.atoms.calc.settings.basis_functions
+        table = np.array([[f[s] for s in self.host.species] for f in functions])
+        return table[:, self.x.numpy()].mean(2).T
+
+    def collect(self, read, n=12, steps=1500, warm=400):
+        """What ``read`` gives after each of ``n`` consecutive runs."""
+        self.mc.run(warm, call_observers=False, chem_pot=self.chem_pot)
+        out = []
+        for _ in range(n):
+            self.mc.run(steps)
+            out.append(read())
+        return np.array(out)
+
+    def z(self, values, per_state):
+        """Largest |z| of replicas (n, ...) against the mean over states (states, ...)."""
+        reference = self.p @ np.asarray(per_state, dtype=float)
+        return np.max(np.abs(pooled_z_columns(values, reference)))
+
+
+def pooled_z_columns(values, reference):
+    """z of the mean of replicas, column by column."""
+    values = np.asarray(values, dtype=float).reshape(len(values), -1)
+    return [pooled_z(v, r) for v, r in zip(values.T, np.ravel(reference), strict=True)]
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    return System(request.param, tmp_path)
+
+
+# ------------------------------------------------------------------ one check an observer
+def acceptance(s):
+    """The share of accepted steps."""
+    observer, moves = AcceptanceRate(), MoveObserver(s.start)
+    s.mc.attach(observer)
+    s.mc.attach(moves)
+    s.mc.run(1000, chem_pot=s.chem_pot)
+    assert observer.rate == np.mean([step.move_accepted for step in moves.steps])
+    assert 0.05 < observer.rate < 0.95
+
+
+def concentration(s):
+    """Mean and variance of the share of every species."""
+    observers = [ConcentrationObserver(s.atoms, e) for e in s.symbols]
+    for observer in observers:
+        s.mc.attach(observer)
+    values = s.collect(
+        lambda: [o.get_averages()[f"conc_{e}"] for o, e in zip(observers, s.symbols, strict=True)]
+    )
+    assert s.z(values, np.stack([s.share(e) for e in s.symbols], 1)) < 4
+    for observer in observers:
+        assert observer.current_conc == pytest.approx(observer.calculate_from_scratch(s.atoms))
+
+
+def correlation_functions(s):
+    """The average of every correlation function of the expansion."""
+    names = sorted(s.atoms.calc.get_cf())
+    observer = CorrelationFunctionObserver(s.atoms.calc, names)
+    s.mc.attach(observer, interval=3)
+    per_state = np.array([[cf[name] for name in names] for cf in all_functions(s)])
+    values = s.collect(
+        lambda: [observer.get_averages()[f"cf_{name}"] for name in names], steps=2400
+    )
+    moving = per_state.std(0) > 1e-12
+    assert s.z(values[:, moving], per_state[:, moving]) < 4.5
+    assert np.allclose(values[:, ~moving], per_state[0, ~moving])
+
+
+def all_functions(s):
+    """CLEASE's own correlation functions of every state."""
+    from clease.corr_func import CorrFunction
+
+    calculate = CorrFunction(s.atoms.calc.settings)
+    return [calculate.get_cf(s.host.atoms(row)) for row in s.x.numpy()]
+
+
+def diffraction(s):
+    """The mean structure amplitude of a reflection of the cell."""
+    k = 2 * np.pi * s.atoms.cell.reciprocal()[0]
+    observer = DiffractionObserver(s.atoms, k, ["Au"], s.symbols, name="s")
+    s.mc.attach(observer)
+    phase = np.exp(1j * s.atoms.positions @ k) / len(s.atoms)
+    per_state = (s.x.numpy() == s.host.species.index("Au")) @ phase
+    values = s.collect(lambda: observer.avg / observer.num_updates)
+    assert s.z(np.stack([values.real, values.imag], 1)[:, :1], per_state.real[:, None]) < 4
+    assert s.mc.get_thermodynamic_quantities()["s"] == pytest.approx(abs(values[-1]))
+
+
+def energy_evolution(s):
+    """The energy of every step, whose mean is the exact one."""
+    observer = EnergyEvolution(s.mc)
+    s.mc.attach(observer)
+    values = s.collect(lambda: np.mean(observer.energies))
+    assert len(observer.energies) == 1500
+    assert s.z(values, s.e) < 4
+    assert observer.energies[-1] == pytest.approx(s.atoms.get_potential_energy())
+    assert observer.mean_energies[-1] == pytest.approx(values[-1])
+
+
+def energy_plot(s):
+    """Called with the running mean of an EnergyEvolution."""
+    evolution = EnergyEvolution(s.mc)
+    graph, plot = SimpleNamespace(), SimpleNamespace()
+    s.mc.attach(evolution, 10)
+    s.mc.attach(EnergyPlotUpdater(evolution, graph, plot), interval=100)
+    s.mc.run(500, chem_pot=s.chem_pot)
+    expected = [e - evolution.mean_energies[0] for e in evolution.mean_energies]
+    assert [y for _, y in plot.points] == pytest.approx(expected)
+    assert graph.xmax == len(expected) + 1
+
+
+def lowest_energy(s):
+    """The lowest step of the run, with its structure and correlation functions."""
+    lowest, evolution = LowestEnergyStructure(s.atoms, track_cf=True), EnergyEvolution(s.mc)
+    s.mc.attach(lowest)
+    s.mc.attach(evolution)
+    s.mc.run(2000, chem_pot=s.chem_pot)
+    assert lowest.lowest_energy == min(evolution.energies)
+    assert lowest.lowest_energy == pytest.approx(s.e.min(), abs=1e-9)  # so short a run finds it
+    state = (s.x.numpy() == s.host.occupations(lowest.emin_atoms)).all(1)
+    assert s.e[state][0] == pytest.approx(lowest.lowest_energy)
+    cf = all_functions(s)[int(np.argmax(state))]
+    assert lowest.lowest_energy_cf == pytest.approx(dict(cf))
+
+
+def base_class(s):
+    """An observer of the user's own sees every state it is called at."""
+
+    class Gold(MCObserver):
+        def __init__(self, atoms):
+            self.atoms, self.values = atoms, []
+
+        def __call__(self, system_changes):
+            self.values.append((self.atoms.numbers == 79).mean())
+
+        def reset(self):
+            self.values = []
+
+    observer = Gold(s.atoms)
+    s.mc.attach(observer, interval=2)
+    values = s.collect(lambda: np.mean(observer.values))
+    assert len(observer.values) == 750
+    assert s.z(values, s.share("Au")) < 4
+
+
+def moves(s):
+    """Replaying the moves gives the states; accepted ones alone too."""
+    everything, accepted = MoveObserver(s.start), MoveObserver(s.start, only_accept=True)
+    s.mc.attach(everything)
+    s.mc.attach(accepted)
+    s.mc.run(400, chem_pot=s.chem_pot)
+    assert len(everything.steps) == 400 > len(accepted.steps)
+    for observer in (everything, accepted):
+        last = observer.reconstruct()[-1]
+        assert (last.numbers == s.atoms.numbers).all()
+        states = s.host.occupations(last)
+        at = (s.x.numpy() == states).all(1)
+        assert s.e[at][0] == pytest.approx(observer.steps[-1].energy)
+
+
+def other_states(s):
+    """Singlets at another temperature and chemical potential, reweighted exactly."""
+    eci = dict(s.atoms.calc.eci)
+    target = SGCState(1100, {name: 0.01 for name in s.chem_pot})
+    observer = MultiStateSGCConcObserver(SGCState(TEMPERATURE, s.chem_pot), [target], s.atoms.calc)
+    s.mc.attach(observer, interval=5)
+    values = s.collect(lambda: list(observer.get_averages().values()), steps=4000)
+    p = exact(s.atoms, target.temp, target.chem_pot, eci)[2].numpy()
+    reference = p @ s.singlets()
+    assert np.max(np.abs(pooled_z_columns(values, reference))) < 4.5
+
+
+def sgc_averages(s):
+    """CLEASE's own averager, attached by the user: energies, singlets and their products."""
+    observer = SGCObserver(s.atoms.calc, observe_singlets=True)
+    s.mc.attach(observer)
+
+    def read():
+        q, n = observer.quantities, observer.counter
+        assert n == 1500
+        return [q.energy.mean, q.energy_sq.mean, *(q.singlets / n), *(q.singlets_sq / n),
+                *(q.singl_eng / n)]  # fmt: skip
+
+    values = s.collect(read)
+    singlets = s.singlets()
+    per_state = np.column_stack([s.e, s.e**2, singlets, singlets**2, singlets * s.e[:, None]])
+    assert s.z(values, per_state) < 4
+
+
+def site_order(s):
+    """The number of sites that differ from the start."""
+    observer = SiteOrderParameter(s.atoms)
+    s.mc.attach(observer)
+    start = s.host.occupations(s.start)
+    values = s.collect(lambda: observer.get_averages()["site_order_average"])
+    assert s.z(values, (s.x.numpy() != start).sum(1)) < 4
+
+
+def snapshot(s):
+    """Every frame is the state, with its energy, at the step it was written."""
+    observer, all_moves = Snapshot(s.atoms, "frames.traj"), MoveObserver(s.start)
+    s.mc.attach(observer, interval=40)
+    s.mc.attach(all_moves)
+    s.mc.run(400, chem_pot=s.chem_pot)
+    observer.close()
+    rebuilt = all_moves.reconstruct()
+    frames = Trajectory("frames.traj")
+    assert len(frames) == 10
+    for k, frame in enumerate(frames):
+        assert (frame.numbers == rebuilt[40 * k + 39].numbers).all()
+        assert frame.get_potential_energy() == pytest.approx(all_moves.steps[40 * k + 39].energy)
+
+
+CHECKS = {
+    AcceptanceRate: acceptance,
+    ConcentrationObserver: concentration,
+    CorrelationFunctionObserver: correlation_functions,
+    DiffractionObserver: diffraction,
+    EnergyEvolution: energy_evolution,
+    EnergyPlotUpdater: energy_plot,
+    LowestEnergyStructure: lowest_energy,
+    MCObserver: base_class,
+    MoveObserver: moves,
+    MultiStateSGCConcObserver: other_states,
+    SGCObserver: sgc_averages,
+    SiteOrderParameter: site_order,
+    Snapshot: snapshot,
+}
+# of kinetic Monte Carlo, which has events and no semi-grand canonical steps
+ELSEWHERE = {EntropyProductionRate}
+# used by observers, never attached
+PARTS = {"BufferedArray", "DiffractionUpdater", "SGCQuantities", "SGCState"}
+
+
+@pytest.mark.parametrize("observer", CHECKS, ids=lambda cls: cls.__name__)
+def test_observer(observer, system):
+    """Attached to the drop-in, the observer holds what its description promises."""
+    CHECKS[observer](system)
+
+
+def test_every_observer_of_the_host_is_checked():
+    """A class of the host's observer modules without a check here is a gap."""
+    found = set()
+    for info in pkgutil.iter_modules(module.__path__):
+        part = importlib.import_module(f"{module.__name__}.{info.name}")
+        classes = inspect.getmembers(part, inspect.isclass)
+        found |= {name for name, cls in classes if cls.__module__ == part.__name__}
+    known = {cls.__name__ for cls in [*CHECKS, *ELSEWHERE]}
+    assert found - PARTS <= known, f"no check for {sorted(found - PARTS - known)}"
+    assert known <= found, f"no longer in CLEASE: {sorted(known - found)}"
