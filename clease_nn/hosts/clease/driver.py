@@ -61,6 +61,11 @@ class AbstractNeuralSampler(AbstractModelledSampler):
     def _update_calculator(self) -> None:
         """Let the calculator follow the atoms."""
 
+    def _apply(self, move: list[SystemChange]) -> None:
+        """Bring atoms and calculator to what the chain has accepted."""
+        self.evaluator.apply_system_changes(move, keep=True)
+        self.evaluator.get_energy()
+
     def _pilot(self) -> SingleChain | None:
         """A cheap chain that plans neural moves, if there is one."""
         return None
@@ -188,7 +193,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
             self._proposal_rng = torch.Generator()
             self._proposal_rng.manual_seed(int(proposal_seed.generate_state(1)[0]))
             if self._fast:
-                self._chain = self._chain_with(self.observe_singlets)
+                self._chain = self._chain_with(self.averager.observe_singlets)
                 occupations = self._lattice.occupations(self.atoms)
                 self._load(self._chain, conditions, moves.groups, occupations)
                 self._chain.seed(chain_seed)
@@ -416,8 +421,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
             self.current_energy = self._chain.energy
             self._chain.clear()
             if accepted:
-                self.evaluator.apply_system_changes(move, keep=True)
-                self.evaluator.get_energy()
+                self._apply(move)
             self.num_accepted += accepted
         else:
             accepted, move = self._host_step()

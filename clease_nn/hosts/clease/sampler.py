@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.units import kB
+from clease.calculator import Clease
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.hosts.clease.any_energy import EnergySampler
 from clease_nn.hosts.clease.checks import check_chemical_potential, check_temperature
 from clease_nn.hosts.clease.chemical_potentials import axes, mu_from_chem_pot
 from clease_nn.hosts.clease.constraints import species_indices
@@ -93,6 +95,13 @@ class NeuralSGCSampler(AbstractNeuralSampler):
     2000
     """
 
+    def __new__(cls, atoms=None, *args, energy=None, **kwargs):
+        """A sampler for the calculator of the atoms: CLEASE's, or any other."""
+        other = isinstance(atoms, Atoms) and not isinstance(atoms.calc, (Clease, type(None)))
+        if cls is NeuralSGCSampler and (other or energy is not None):
+            return EnergySampler(atoms, *args, energy=energy, **kwargs)
+        return super().__new__(cls)
+
     def __init__(
         self,
         atoms: Atoms,
@@ -127,6 +136,69 @@ class NeuralSGCSampler(AbstractNeuralSampler):
         q = self.averager.quantities
         reference = float(atoms.calc.energy)
         q.energy, q.energy_sq = BlockAverager(reference), BlockAverager(reference**2)
+
+    __new__.__wrapped__ = __init__  # the signature that users see
+
+    @classmethod
+    def from_mchammer(
+        cls,
+        calculator,
+        temp: float,
+        symbols: Sequence[str] = (),
+        *,
+        structure: Atoms | None = None,
+        **options: Any,
+    ) -> EnergySampler:
+        """The same interface for an icet cluster expansion, moves compiled.
+
+        Parameters
+        ----------
+        calculator : mchammer.calculators.ClusterExpansionCalculator
+        temp : float
+            K.
+        symbols : sequence of str
+            Elements that trial moves exchange, as far as a site may carry them. Default: all.
+        structure : ase.Atoms, optional
+            Start, changed in place. Default: a copy of the structure of the calculator.
+        **options
+            As in :class:`EnergySampler`. Chemical potentials are given by element.
+
+        Raises
+        ------
+        ImportError
+            If icet is not installed: ``pip install 'clease_nn[icet]'``.
+        TypeError, ValueError
+            If the calculator is none of icet, or the structure does not fit it.
+
+        Examples
+        --------
+        >>> from icet import ClusterExpansion, ClusterSpace
+        >>> from mchammer.calculators import ClusterExpansionCalculator
+        >>> from ase.build import bulk
+        >>> space = ClusterSpace(bulk("Au"), [4.3], ["Ag", "Au"])
+        >>> expansion = ClusterExpansion(space, [0, 0, 0.1, -0.02])
+        >>> calculator = ClusterExpansionCalculator(bulk("Au").repeat(3), expansion)
+        >>> mc = NeuralSGCSampler.from_mchammer(calculator, 300, neural_interval=None, seed=1)
+        >>> mc.run(1000, chem_pot={"Ag": 0.05})
+        >>> mc.get_thermodynamic_quantities()["mu_Ag"]
+        0.05
+        """
+        try:
+            from clease_nn.hosts.mchammer import extraction
+        except ImportError as error:
+            raise ImportError(
+                f"from_mchammer needs icet ({error}); pip install 'clease_nn[icet]'"
+            ) from error
+        if structure is None:
+            structure = _structure_of(calculator)
+        return EnergySampler(
+            structure,
+            temp,
+            symbols,
+            energy=extraction.energy(structure, calculator),
+            lattice=extraction.lattice(structure, calculator),
+            **options,
+        )
 
     # ------------------------------------------------------------------ chemical potentials
     @property
@@ -286,3 +358,17 @@ class NeuralSGCSampler(AbstractNeuralSampler):
             composition = self.singlet2composition(singlets)
             out.update({k: float(v) for k, v in composition.items()})
         return out
+
+
+def _structure_of(calculator) -> Atoms:
+    """A copy of the structure that a calculator of mchammer was made for."""
+    structure = getattr(getattr(calculator, "sublattices", None), "_structure", None)
+    if not isinstance(structure, Atoms):
+        raise TypeError(
+            "calculator must be a mchammer ClusterExpansionCalculator, got "
+            f"{type(calculator).__name__}; give structure= where it keeps none"
+        )
+    return structure.copy()
+
+
+NeuralSGCSampler.register(EnergySampler)  # isinstance holds for what the name makes

@@ -1,0 +1,386 @@
+"""CLEASE's semi-grand canonical interface for energies that CLEASE itself refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.units import kB
+from clease.montecarlo import Montecarlo, RandomFlip, RandomFlipWithinBasis
+from clease.montecarlo.observers import (
+    CorrelationFunctionObserver,
+    LowestEnergyStructure,
+    MultiStateSGCConcObserver,
+    SGCObserver,
+)
+from clease.montecarlo.trial_move_generator import TrialMoveGenerator
+
+from clease_nn.conditions import Conditions
+from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.clease.checks import check_chemical_potential, check_temperature
+from clease_nn.hosts.clease.constraints import species_indices
+from clease_nn.hosts.clease.driver import AbstractNeuralSampler
+from clease_nn.hosts.clease.evaluation import (
+    EnergyAverages,
+    EnergyEvaluator,
+    WatchedEnergy,
+    active_lattice,
+    fingerprint_of,
+)
+from clease_nn.io import TrainedModel
+from clease_nn.lattice import Lattice
+from clease_nn.sampler import ModelService, System
+from clease_nn.single_chain import AbstractChain, EnergyChain, SingleChain
+
+__all__ = ["EnergySampler"]
+
+_NEED_EXPANSION = (CorrelationFunctionObserver, MultiStateSGCConcObserver, SGCObserver)
+
+
+class EnergySampler(AbstractNeuralSampler):
+    """Semi-grand canonical Monte Carlo of any energy, with CLEASE's interface.
+
+    ``NeuralSGCSampler(atoms, temp, symbols)`` makes one of these where the calculator of
+    ``atoms`` is not CLEASE's, or ``energy`` is given. The chain samples ``exp(-E'/kT)`` exactly,
+    ``E' = E - sum_a mu_a N_a``, with chemical potentials by element:
+    ``run(1000, chem_pot={"Au": 0.1})``.
+
+    Every proposed move costs one energy, unless the energy is a cluster expansion, whose moves
+    are compiled.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With any ASE calculator. Its numbers are changed in place, its positions never.
+    temp : float
+        K.
+    symbols : sequence of str
+        Elements that trial moves exchange, "X" for vacancies. Without ``lattice``, every atom
+        that carries one of them is an active site and may carry all of them; the others stay.
+    generator : TrialMoveGenerator, optional
+        Other trial moves, as in CLEASE.
+    observe_singlets : bool
+        Also report <E> (``singlet_energy``) and the variances of the concentrations.
+    energy : EnergyModel, optional
+        ``energy(lattice, occupations)`` -> (batch,) eV per supercell; default
+        ``CalculatorEnergy(atoms.calc)``. Give one to choose caches, relaxation and executors.
+    lattice : Lattice, optional
+        Active sites and species of ``atoms``, where they are not what ``symbols`` says.
+    model, train, out_of_range, seed, neural_interval
+        As in :class:`~clease_nn.hosts.clease.NeuralSGCSampler`. The default interval is every
+        other step where each step costs an energy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the input is not what it should be; the message says what to do.
+
+    Notes
+    -----
+    Observers that need correlation functions are refused. An energy that fails or is not finite
+    ends the run with an error that names the configuration; atoms, averages and chain are those
+    of the step before, and ``irun`` goes on from there.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from ase.calculators.emt import EMT
+    >>> atoms = bulk("Cu", a=3.8, cubic=True)
+    >>> atoms.calc = EMT()
+    >>> mc = EnergySampler(atoms, 800, ["Au", "Cu"], seed=1, neural_interval=None)
+    >>> mc.run(200, chem_pot={"Au": 0.2})
+    >>> averages = mc.get_thermodynamic_quantities()
+    >>> averages["n_mc_steps"], round(averages["Au_conc"] + averages["Cu_conc"], 9)
+    (200, 1.0)
+    """
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        temp: float,
+        symbols: Sequence[str] = (),
+        generator: TrialMoveGenerator | None = None,
+        observe_singlets: bool = False,
+        *,
+        energy=None,
+        lattice: Lattice | None = None,
+        model: str | PathLike | TrainedModel | None = None,
+        train: bool | Mapping = False,
+        out_of_range: str = "warn",
+        seed: int | None = None,
+        neural_interval: str | float | None = "auto",
+    ):
+        if not isinstance(atoms, Atoms):
+            raise ValueError(f"atoms must be an ase.Atoms object, got {type(atoms).__name__}")
+        check_temperature(temp)
+        self._configure(train, seed, neural_interval)
+        energy = _energy_of(atoms, energy)
+        if lattice is None:
+            lattice = active_lattice(atoms, symbols)
+        else:
+            _check_lattice(atoms, lattice)
+        compiled = isinstance(energy, ClusterExpansionEnergy)
+        if compiled:
+            energy.tables.check_lattice(lattice)
+        self._energy = energy if compiled else WatchedEnergy(energy, lattice)
+        system = System(lattice, SemiGrandCanonical(self._energy), _key(energy, lattice))
+        self._models = ModelService(system, model, out_of_range)
+        self._adopt(system)
+        if generator is None:
+            generator = _flips(atoms, lattice, symbols)
+        self._details = bool(observe_singlets)
+        self._chemical_potential: dict[str, float] | None = None
+        self._begin(EnergyEvaluator(atoms, lattice, self._energy), temp, generator)
+        self.symbols = list(symbols) or list(lattice.species)
+
+    def _begin(self, evaluator: EnergyEvaluator, temp: float, generator) -> None:
+        """What the constructor of ``SGCMonteCarlo`` does with a cluster expansion."""
+        self.averager = EnergyAverages(evaluator)
+        Montecarlo.__init__(self, evaluator, temp, generator)
+        self.name = "SGCMonteCarlo"
+        self.chem_pots: list[float] = []
+        self.chem_pot_names: list[str] = []
+        self.chem_pot_in_eci = False
+        self.attach(self.averager)
+
+    # ------------------------------------------------------------------ chemical potentials
+    @property
+    def chemical_potential(self) -> dict[str, float] | None:
+        """Chemical potentials of elements in eV, as they were given; those left out are 0."""
+        return self._chemical_potential
+
+    @chemical_potential.setter
+    def chemical_potential(self, chem_pot: Mapping[str, float]) -> None:
+        check_chemical_potential(chem_pot, form="{'Au': 0.06}")
+        self.evaluator.mu = self._mu(chem_pot)
+        self._chemical_potential = dict(chem_pot)
+        self.chem_pot_names = sorted(chem_pot)
+        self.chem_pots = [float(chem_pot[name]) for name in self.chem_pot_names]
+        if self.current_energy is not None:
+            self.update_current_energy()
+
+    def reset_eci(self) -> None:
+        """Nothing: this energy never contains a chemical potential."""
+
+    def _mu(self, chem_pot: Mapping[str, float]) -> np.ndarray:
+        mu = np.zeros(self._lattice.n_species)
+        for name, value in chem_pot.items():
+            try:
+                value = float(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"the chemical potential of {name} must be a number in eV, got {value!r}"
+                ) from error
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the chemical potential of {name} is {value} eV; it must be finite"
+                )
+            mu += value * self._axes([name])[0]
+        return mu
+
+    def _axes(self, names: Iterable[str]) -> np.ndarray:
+        species = self._lattice.species
+        names = list(names)
+        unknown = [name for name in names if name not in species]
+        if unknown:
+            raise ValueError(
+                f"unknown chemical potential {unknown[0]!r}: give those of the elements "
+                f"{list(species)} in eV, such as chem_pot={{{species[0]!r}: 0.1}}"
+            )
+        if not names:
+            raise ValueError(f"give at least one chemical potential, e.g. {species[0]!r}")
+        return np.eye(len(species))[[species.index(name) for name in names]]
+
+    def _names(self) -> list[str]:
+        return list(self._lattice.species[1:])
+
+    def _require_chemical_potential(self) -> None:
+        if self._chemical_potential is None:
+            raise ValueError(
+                "no chemical potentials given; use those of the elements in eV, such as "
+                f"chem_pot={{{self._lattice.species[0]!r}: 0.1}}"
+            )
+
+    # ------------------------------------------------------------------ the energy
+    def _check_energy(self) -> None:
+        """Energies that are no expansion are taken to be what they were."""
+
+    def _energy_state(self) -> tuple:
+        return tuple(self.evaluator.mu.tolist())
+
+    def _present_conditions(self) -> Conditions:
+        return self._conditions()
+
+    def _new_chain(self, observing: bool) -> AbstractChain:
+        observed = np.eye(self._lattice.n_species)
+        if isinstance(self._energy, ClusterExpansionEnergy):
+            return SingleChain(self._energy.tables, observed)
+        return EnergyChain(self._energy, self._lattice, observed)
+
+    def _pilot(self) -> SingleChain | None:
+        if isinstance(self._energy, ClusterExpansionEnergy):
+            return self._new_chain(True)
+        return None
+
+    def _loaded_energy(self, conditions: Conditions, occupations: np.ndarray) -> float:
+        return self.evaluator.get_energy()
+
+    @contextlib.contextmanager
+    def _following(self) -> Iterator:
+        yield self._remember
+
+    def _remember(self) -> None:
+        """Tell the evaluator an energy that the chain has paid for."""
+        if self._fast and isinstance(self._energy, WatchedEnergy):
+            chain = self._chain
+            bare = chain.energy + float(self.evaluator.mu[chain.occupations].sum())
+            self.evaluator.remember(chain.occupations, bare)
+
+    def _apply(self, move) -> None:
+        self.evaluator.apply_system_changes(move, keep=True)
+        self._remember()
+
+    def _update_calculator(self) -> None:
+        self._remember()
+
+    @property
+    def energy_calls(self) -> int | None:
+        """Configurations whose energy was asked for so far; None for a cluster expansion.
+
+        Where the energy has a cache, fewer were computed.
+        """
+        return self._energy.calls if isinstance(self._energy, WatchedEnergy) else None
+
+    # ------------------------------------------------------------------ observers, results
+    def attach(self, obs, interval: int = 1) -> None:
+        """Attach an observer, to be called every ``interval`` steps.
+
+        Raises
+        ------
+        TypeError
+            If the observer needs a cluster expansion of CLEASE.
+        """
+        needs = isinstance(obs, _NEED_EXPANSION)
+        if needs or (isinstance(obs, LowestEnergyStructure) and obs.track_cf):
+            raise TypeError(
+                f"{type(obs).__name__} needs correlation functions, which this energy does not "
+                "have; averages of energy and concentrations are in "
+                "get_thermodynamic_quantities()"
+            )
+        super().attach(obs, interval)
+
+    @property
+    def observe_singlets(self) -> bool:
+        """Whether <E> and variances of the concentrations are reported."""
+        return self._details
+
+    def singlet2composition(self, avg_singlets) -> dict[str, float]:
+        """There are no singlets: raises TypeError."""
+        raise TypeError(
+            "this energy has no singlets; concentrations are in get_thermodynamic_quantities()"
+        )
+
+    def get_thermodynamic_quantities(self, reset_eci: bool = False) -> dict[str, Any]:
+        """Averages of the last run, flat scalars under CLEASE's keys.
+
+        ``energy`` and ``sgc_energy``: <E'> in eV per supercell; ``sgc_heat_capacity``:
+        Var(E')/(kB T^2), eV/K; ``temperature``, ``n_mc_steps``, ``accept_rate``;
+        ``<symbol>_conc``: mean share of the active sites; ``mu_<symbol>``, eV; with
+        ``observe_singlets`` also ``singlet_energy`` = <E> and ``var_<symbol>_conc``;
+        ``energy_calls`` since the sampler was made; then what the observers report.
+
+        Parameters
+        ----------
+        reset_eci : bool
+            As in CLEASE; nothing here.
+        """
+        averages = self.averager
+        mean, mean_sq = float(averages.energy.mean), float(averages.energy_sq.mean)
+        species, mu = self._lattice.species, self.evaluator.mu
+        out: dict[str, Any] = {
+            "energy": mean,
+            "sgc_energy": mean,
+            "sgc_heat_capacity": (mean_sq - mean**2) / (kB * self.temperature**2),
+            "temperature": self.temperature,
+            "n_mc_steps": averages.counter,
+            "accept_rate": self.current_accept_rate,
+        }
+        if self._details and averages.counter:
+            out["singlet_energy"] = mean + float(mu @ averages.shares) * self._lattice.n_sites
+        out.update({f"{s}_conc": float(x) for s, x in zip(species, averages.shares, strict=True)})
+        if self._details and averages.counter:
+            var = averages.share_variances
+            out.update({f"var_{s}_conc": float(x) for s, x in zip(species, var, strict=True)})
+        out.update({f"mu_{s}": float(x) for s, x in zip(species, mu, strict=True)})
+        if self.energy_calls is not None:
+            out["energy_calls"] = self.energy_calls
+        out.update(self.meta_info)
+        for _, observer in self.observers:
+            out.update(observer.get_averages())
+        return out
+
+
+def _energy_of(atoms: Atoms, energy):
+    """The energy model: the user's, or the one of the calculator."""
+    if energy is not None:
+        if not callable(energy):
+            raise TypeError(
+                "energy must be callable, energy(lattice, occupations) -> eV per supercell, got "
+                f"{energy!r}; an ASE calculator belongs to atoms.calc"
+            )
+        return energy
+    if atoms.calc is None:
+        raise ValueError(
+            "atoms has no calculator; set atoms.calc to any ASE calculator, attach CLEASE's with "
+            "clease.calculator.attach_calculator(settings, atoms, eci), or give energy="
+        )
+    from clease_nn.energies.calculator import CalculatorEnergy
+
+    return CalculatorEnergy(atoms.calc)
+
+
+def _check_lattice(atoms: Atoms, lattice: Lattice) -> None:
+    """Raise ValueError unless the atoms are a configuration of the lattice."""
+    lattice.occupations(atoms)
+    template = lattice.template
+    shift = np.abs(np.asarray(atoms.cell) - np.asarray(template.cell)).max()
+    if max(shift, np.abs(atoms.positions - template.positions).max()) > 1e-3:
+        raise ValueError(
+            "cell or positions of atoms differ from those of the lattice by more than 1e-3 "
+            "angstrom; make the lattice from these atoms"
+        )
+
+
+def _key(energy, lattice: Lattice) -> str | None:
+    """What models of an energy are looked up by."""
+    fingerprint = fingerprint_of(energy)
+    if isinstance(energy, ClusterExpansionEnergy):
+        return energy.metadata.get("parent", fingerprint)
+    return None if fingerprint is None else f"{fingerprint}-{lattice.fingerprint}"
+
+
+def _flips(atoms: Atoms, lattice: Lattice, symbols: Sequence[str]) -> TrialMoveGenerator:
+    """Flips of every site among those of ``symbols`` (default: all) that it may carry."""
+    chosen = species_indices(symbols, lattice) if symbols else range(lattice.n_species)
+    may = lattice.allowed & np.isin(np.arange(lattice.n_species), chosen)
+    rows, kind = np.unique(may, axis=0, return_inverse=True)
+    groups = [
+        ([lattice.species[a] for a in np.flatnonzero(row)],
+         lattice.site_indices[kind.ravel() == k].tolist())
+        for k, row in enumerate(rows)
+        if row.sum() > 1
+    ]  # fmt: skip
+    if not groups:
+        raise ValueError(
+            f"no site may carry two of the symbols {list(symbols) or list(lattice.species)}"
+        )
+    if len(groups) == 1:
+        return RandomFlip(groups[0][0], atoms, indices=groups[0][1])
+    species, indices = zip(*groups, strict=True)
+    return RandomFlipWithinBasis(list(species), atoms, list(indices))

@@ -1,0 +1,219 @@
+"""Any energy behind CLEASE's interface: active sites, counted energies, evaluator, averages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers
+from ase.symbols import Symbols
+from clease.montecarlo.mc_evaluator import MCEvaluator
+from clease.montecarlo.observers import MCObserver
+from torch import Tensor
+
+from clease_nn.energies.protocol import EnergyModel
+from clease_nn.hosts.clease.observers import BlockAverager
+from clease_nn.lattice import Lattice
+from clease_nn.symmetry import site_permutations
+
+__all__ = ["EnergyAverages", "EnergyEvaluator", "WatchedEnergy", "active_lattice", "fingerprint_of"]
+
+_REMEMBERED = 64  # configurations whose energy the evaluator keeps
+
+
+def active_lattice(atoms: Atoms, symbols: Sequence[str]) -> Lattice:
+    """Lattice on which every atom that is one of ``symbols`` may become any of them.
+
+    Sublattices are the active sites that the space group of the structure, all active sites
+    alike, maps onto one another.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two symbols, one is no element, or no atom carries any.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> active_lattice(bulk("NaCl", "rocksalt", a=5.6, cubic=True), ["Na", "K"])
+    Lattice(4 active sites of 8, species K/Na, 1 sublattices)
+    """
+    species = sorted(set(symbols))
+    if len(species) < 2:
+        raise ValueError(f"at least two symbols are needed, got {list(symbols)}")
+    unknown = [s for s in species if s not in atomic_numbers]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no chemical symbol; vacancies are 'X'")
+    sites = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), species))
+    if not len(sites):
+        raise ValueError(
+            f"no atom carries one of the symbols {species}: the atoms are {atoms.symbols}; sites "
+            "whose species may change must carry one of the symbols at the start"
+        )
+    allowed = np.ones((len(sites), len(species)), dtype=bool)
+    orbits = site_permutations(Lattice(atoms, sites, species, allowed)).min(0)
+    sublattices = np.unique(orbits, return_inverse=True)[1].ravel()
+    return Lattice(atoms, sites, species, allowed, sublattices)
+
+
+def fingerprint_of(energy: EnergyModel) -> str | None:
+    """What an energy is recognised by, None where it cannot say."""
+    try:
+        return getattr(energy, "fingerprint", None)
+    except ValueError:  # a calculator without parameters
+        return None
+
+
+class WatchedEnergy:
+    """An energy that is counted and never NaN, with the fields of a surrogate where it has none.
+
+    Parameters
+    ----------
+    energy : EnergyModel
+        What it offers besides ``__call__`` (``flip_energies``, ``partial_fields``,
+        ``fingerprint``) is offered here too; the fingerprint is None where it has none.
+    lattice : Lattice
+
+    Attributes
+    ----------
+    calls : int
+        Configurations whose energy was asked for.
+    """
+
+    def __init__(self, energy: EnergyModel, lattice: Lattice):
+        self.energy, self.lattice, self.calls = energy, lattice, 0
+        for name in ("flip_energies", "partial_fields"):
+            if hasattr(energy, name):
+                setattr(self, name, getattr(energy, name))
+        self.fingerprint = fingerprint_of(energy)
+
+    def __call__(self, lattice: Lattice, occupations: Tensor) -> Tensor:
+        """Energies in eV per supercell, (batch,), float64.
+
+        Raises
+        ------
+        ValueError
+            If one is NaN or infinite. The message, or a note on the energy's own error, names
+            the configuration.
+        """
+        self.calls += len(occupations)
+        try:
+            out = torch.as_tensor(self.energy(lattice, occupations), dtype=torch.float64)
+        except Exception as error:
+            more = f" or one of {len(occupations) - 1} others" if len(occupations) > 1 else ""
+            error.add_note(f"the configuration was {self._name(occupations[0])}{more}")
+            raise
+        bad = (~torch.isfinite(out)).nonzero().ravel()
+        if len(bad):
+            k = int(bad[0])
+            raise ValueError(
+                f"the energy of {self._name(occupations[k])} is {out[k].item()} eV; check the "
+                "calculator or energy model for this configuration"
+            )
+        return out
+
+    def guide(self, surrogate: EnergyModel) -> None:
+        """Let models see the fields of a surrogate; energies stay as they are."""
+        self.partial_fields = surrogate.partial_fields
+
+    def _name(self, occupations: Tensor) -> str:
+        symbols = [self.lattice.species[int(a)] for a in occupations]
+        formula = Symbols.fromsymbols(symbols).get_chemical_formula()
+        return f"{formula} with {' '.join(symbols)} on the active sites"
+
+
+class EnergyEvaluator(MCEvaluator):
+    """E' = E - mu.N of the present atoms for CLEASE's Monte Carlo classes.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    lattice : Lattice
+    energy : EnergyModel
+    """
+
+    def __init__(self, atoms: Atoms, lattice: Lattice, energy: EnergyModel):
+        super().__init__(atoms)
+        self.lattice, self.energy = lattice, energy
+        self.mu = np.zeros(lattice.n_species)
+        self._known: dict[bytes, float] = {}
+
+    def get_energy(self, applied_changes=None) -> float:
+        """E' in eV per supercell; changes are taken back if the energy fails."""
+        try:
+            occupations = self.lattice.occupations(self.atoms)
+            key = occupations.tobytes()
+            if key not in self._known:
+                x = torch.from_numpy(occupations[None])
+                self.remember(occupations, float(self.energy(self.lattice, x)[0]))
+        except Exception:
+            if applied_changes is not None:
+                self.undo_system_changes(applied_changes)
+            raise
+        return self._known[key] - float(self.mu[occupations].sum())
+
+    def remember(self, occupations: np.ndarray, energy: float) -> None:
+        """Note E (eV, without chemical potential) of a configuration."""
+        if len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[occupations.tobytes()] = energy
+
+
+class _Sums:
+    """Sums over steps, laid out as in CLEASE's own observer."""
+
+    def __init__(self, reference: float, n_species: int):
+        self.counter = 0
+        self.energy, self.energy_sq = BlockAverager(reference), BlockAverager(reference**2)
+        self.singlets, self.singlets_sq, self.singl_eng = np.zeros((3, n_species))
+
+
+class EnergyAverages(MCObserver):
+    """Averages of E' and of the share of every species among the active sites.
+
+    Takes the place of CLEASE's ``SGCObserver``, which needs a cluster expansion.
+    """
+
+    name = "SGCObserver"
+    observe_singlets = True
+
+    def __init__(self, evaluator: EnergyEvaluator):
+        self.evaluator = evaluator
+        self._n_species = evaluator.lattice.n_species
+        self.quantities = _Sums(1.0, self._n_species)
+
+    def reset(self) -> None:
+        """Set all sums to zero."""
+        self.quantities = _Sums(1.0, self._n_species)
+
+    def observe_step(self, mc_step) -> None:
+        """Add the present atoms; biases are no part of E'."""
+        q, energy = self.quantities, self.evaluator.get_energy()
+        occupations = self.evaluator.lattice.occupations(self.evaluator.atoms)
+        shares = np.bincount(occupations, minlength=self._n_species) / len(occupations)
+        q.counter += 1
+        q.energy += energy
+        q.energy_sq += energy * energy
+        q.singlets += shares
+        q.singlets_sq += shares * shares
+        q.singl_eng += shares * energy
+
+    energy = property(lambda self: self.quantities.energy)
+    energy_sq = property(lambda self: self.quantities.energy_sq)
+    counter = property(lambda self: self.quantities.counter)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(species,) mean share of every species among the active sites."""
+        return self.quantities.singlets / max(self.counter, 1)
+
+    @property
+    def share_variances(self) -> np.ndarray:
+        """(species,) variances of the shares."""
+        return self.quantities.singlets_sq / max(self.counter, 1) - self.shares**2
+
+    def interval_ok(self, interval: int) -> bool:
+        """Every step counts."""
+        return interval == 1

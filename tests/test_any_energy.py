@@ -1,0 +1,541 @@
+"""CLEASE's interface for any energy: ASE calculators, callables, icet; exact averages."""
+
+import inspect
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from clease.datastructures import SystemChange
+from clease.montecarlo import BinnedBiasPotential
+from clease.montecarlo.constraints import FixedIndices
+from clease.montecarlo.observers import (
+    ConcentrationObserver,
+    LowestEnergyStructure,
+    MCObserver,
+    SGCObserver,
+)
+from clease.montecarlo.trial_move_generator import TrialMoveGenerator
+from sampler_helpers import binary_atoms, pooled_z
+
+from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.clease import EnergySampler, NeuralSGCSampler
+from clease_nn.hosts.clease.evaluation import active_lattice
+from clease_nn.io import TrainedModel
+from clease_nn.lattice import Lattice
+from clease_nn.models import AbstractOccupationModel
+from clease_nn.single_chain import EnergyChain, FlipGroups
+
+BINARY = ["Au", "Cu"]
+MU = {"Au": 0.2}
+TEMP = 900
+kB = 8.617333262e-5
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:spglib"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """No model of another run is found by accident."""
+    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    random.seed(1)
+
+
+def cell():
+    """8 fcc sites of copper, fixed positions."""
+    atoms = bulk("Cu", a=3.85) * (2, 2, 2)
+    return atoms
+
+
+@cache
+def emt_energies():
+    """EMT energies of all 256 configurations, by occupation read as a binary number."""
+    lattice = active_lattice(cell(), BINARY)
+    atoms, out = cell(), np.empty(256)
+    atoms.calc = EMT()
+    for k in range(256):
+        occupations = (k >> np.arange(8)) & 1
+        atoms.numbers = lattice.atoms(occupations).numbers
+        out[k] = atoms.get_potential_energy()
+    return out
+
+
+def table_energy(lattice, occupations):
+    """The EMT energies, looked up."""
+    index = occupations.numpy().astype(np.int64) @ (1 << np.arange(8))
+    return torch.as_tensor(emt_energies()[index])
+
+
+def exact(energy, lattice, temp=TEMP, mu=MU):
+    """(occupations, probabilities, E', -kT ln Z) of all configurations."""
+    states = SemiGrandCanonical(energy).enumerate(lattice)
+    at = Conditions([temp], [[mu.get(s, 0.0) for s in lattice.species]])
+    e = -states.log_target(at) * at.kT[0]
+    return states.occupations, states.probabilities(at), e, -float(at.kT[0] * states.log_z(at)[0])
+
+
+class BiasedModel(AbstractOccupationModel):
+    """Independent sites that prefer the second species: normalised, wrong, without fields."""
+
+    needs_fields = False
+
+    def log_conditionals(self, c, fields):
+        """ln q of every site."""
+        allowed = c.lattice.allowed_mask()
+        logits = 0.3 * torch.arange(c.lattice.n_species, dtype=torch.float64)
+        logits = logits.expand(len(c), c.lattice.n_sites, -1)
+        return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+    def draw_steps(self, c, rng):
+        """All at once."""
+        return torch.where(c.known, -1, 0).to(torch.int16)
+
+    def config(self):
+        """Not saved."""
+        return {"class": "BiasedModel"}
+
+
+def biased_model(lattice):
+    """The poor model as if it had been trained."""
+    k = lattice.n_species - 1
+    box = ConditionRange((300, 3000), [-1.0] * k, [1.0] * k, np.eye(k + 1)[:k])
+    return TrainedModel(BiasedModel(), box, {"species": list(lattice.species)})
+
+
+def replicas(mc, n, steps, chem_pot=MU):
+    """Thermodynamic quantities of consecutive runs."""
+    mc.run(100, call_observers=False, chem_pot=chem_pot)
+    out = []
+    for _ in range(n):
+        mc.run(steps)
+        out.append(mc.get_thermodynamic_quantities())
+    return out
+
+
+def check_averages(out, x, p, e):
+    """Energy, heat capacity and composition within pooled errors."""
+    assert abs(pooled_z([q["energy"] for q in out], float((p * e).sum()))) < 4
+    share = float((p * (x == 0).double().mean(1)).sum())
+    assert abs(pooled_z([q["Au_conc"] for q in out], share)) < 4
+    squares = [q["sgc_heat_capacity"] * kB * TEMP**2 + q["energy"] ** 2 for q in out]
+    assert abs(pooled_z(squares, float((p * e * e).sum()))) < 4
+
+
+# ------------------------------------------------------------------ the chain
+def test_chain_of_any_energy_samples_the_boltzmann_distribution():
+    """Sums of E', E'^2 and the observables agree with enumeration, masks and groups included."""
+    lattice = Lattice.square(2, 2, species=("Au", "Cu", "Pd"))
+    values = torch.as_tensor(np.random.default_rng(1).normal(0, 0.1, 81))
+
+    def energy(lattice, x):
+        return values[x.long() @ 3 ** torch.arange(4)]
+
+    mask = lattice.allowed.copy()
+    mask[0, 2] = False
+    groups = FlipGroups([([0, 1, 2], [0, 1, 2]), ([3], [0, 2])], mask)
+    states = SemiGrandCanonical(energy).enumerate(lattice)
+    at = Conditions.from_kT([0.1], [[0.0, 0.05, -0.03]])
+    x = states.occupations.numpy()
+    inside = groups.reachable[np.arange(4), x].all(1)
+    p = np.where(inside, states.probabilities(at).numpy(), 0)
+    p /= p.sum()
+    e = -states.log_target(at).numpy() * 0.1
+    gold = (x == 0).mean(1)
+    reference = [p @ e, p @ e**2, p @ gold, p @ gold**2, p @ (gold * e)]
+    chain, means = EnergyChain(energy, lattice, [[1, 0, 0]]), []
+    chain.set(0.1, at.mu[0].numpy(), groups)
+    chain.load(np.zeros(4, np.int8), float(e[0]))
+    for seed in range(20):
+        chain.seed(np.random.SeedSequence(seed))
+        chain.run(50)
+        chain.clear()
+        chain.run(1500)
+        means.append(chain.sums / chain.steps)
+    z = (np.mean(means, 0) - reference) / (np.std(means, 0, ddof=1) / np.sqrt(20))
+    assert np.abs(z).max() < 4
+    assert chain.calls <= 20 * 1550
+
+
+# ------------------------------------------------------------------ averages
+def test_the_name_serves_any_calculator():
+    """One class name: CLEASE's calculator or another; isinstance holds; signatures are shown."""
+    atoms = cell()
+    atoms.calc = EMT()
+    mc = NeuralSGCSampler(atoms, TEMP, symbols=BINARY, seed=1, neural_interval=None)
+    assert isinstance(mc, EnergySampler) and isinstance(mc, NeuralSGCSampler)
+    numbers, positions = atoms.numbers, atoms.positions.copy()
+    mc.run(60, chem_pot=MU)
+    assert atoms.numbers is numbers and (atoms.positions == positions).all()
+    n_au = int((atoms.symbols == "Au").sum())
+    fresh = atoms.copy()
+    fresh.calc = EMT()
+    assert mc.current_energy == pytest.approx(fresh.get_potential_energy() - 0.2 * n_au, abs=1e-9)
+    assert list(inspect.signature(NeuralSGCSampler).parameters)[:3] == ["atoms", "temp", "symbols"]
+
+
+def test_plain_chain_of_an_ase_calculator_is_exact():
+    """Averages of a run with an EMT calculator on the atoms agree with enumeration."""
+    lattice = active_lattice(cell(), BINARY)
+    x, p, e, _ = exact(table_energy, lattice)
+    atoms = cell()
+    atoms.calc = EMT()
+    mc = NeuralSGCSampler(atoms, TEMP, symbols=BINARY, seed=2, neural_interval=None)
+    check_averages(replicas(mc, 16, 800), x, p, e)
+
+
+@pytest.mark.parametrize("interval", [None, "auto", 0.5])
+def test_averages_are_exact_with_a_poor_model(interval):
+    """Whatever the neural moves, energy, heat capacity and composition are exact."""
+    lattice = active_lattice(cell(), BINARY)
+    x, p, e, _ = exact(table_energy, lattice)
+    model = None if interval is None else biased_model(lattice)
+    mc = NeuralSGCSampler(
+        cell(), TEMP, symbols=BINARY, energy=table_energy, model=model, seed=3,
+        neural_interval=interval,
+    )  # fmt: skip
+    check_averages(replicas(mc, 20, 800), x, p, e)
+    assert (mc.neural_schedule is None) == (interval is None)
+
+
+def test_free_energy_is_exact():
+    """-kT ln Z of the true energy within its own error, at the present and other conditions."""
+    lattice = active_lattice(cell(), BINARY)
+    mc = NeuralSGCSampler(
+        cell(), TEMP, symbols=BINARY, energy=table_energy, model=biased_model(lattice), seed=3
+    )
+    for temp, mu in ((TEMP, MU), (1500, {"Au": -0.1, "Cu": 0.05})):
+        f = mc.free_energy(temp=temp, chem_pot=mu, n=4000)
+        assert abs(f.z(exact(table_energy, lattice, temp, mu)[3])) < 4 and f.error < 0.05
+
+
+def test_thermodynamic_quantities_are_flat_and_complete():
+    """CLEASE's keys, concentrations always, chemical potentials by element; scalars only."""
+    mc = NeuralSGCSampler(
+        cell(), TEMP, BINARY, None, True, energy=table_energy, seed=1, neural_interval=None
+    )
+    mc.run(300, chem_pot=MU)
+    q = mc.get_thermodynamic_quantities(reset_eci=True)
+    keys = ["energy", "sgc_energy", "sgc_heat_capacity", "temperature", "n_mc_steps", "accept_rate"]
+    assert list(q)[:6] == keys
+    assert {"Au_conc", "Cu_conc", "mu_Au", "mu_Cu", "var_Au_conc", "energy_calls"} <= set(q)
+    assert q["mu_Au"] == 0.2 and q["mu_Cu"] == 0.0 and q["n_mc_steps"] == 300
+    assert q["energy_calls"] <= 302
+    assert q["singlet_energy"] == pytest.approx(q["energy"] + 0.2 * 8 * q["Au_conc"], abs=1e-9)
+    assert all(isinstance(v, (int, float, str)) for v in q.values())
+
+
+# ------------------------------------------------------------------ CLEASE's features
+class Watch(MCObserver):
+    """Keeps the steps it sees, with the atoms."""
+
+    def __init__(self, atoms):
+        self.atoms, self.steps, self.numbers = atoms, [], []
+
+    def observe_step(self, mc_step):
+        self.steps.append(mc_step)
+        self.numbers.append(self.atoms.numbers.copy())
+
+
+@pytest.mark.parametrize("interval", [1, 7, 20])
+def test_observers_see_the_state_of_their_step(interval):
+    """At any interval, step number, energy, atoms and last move belong together."""
+    atoms = cell()
+    lattice = active_lattice(atoms, BINARY)
+    mc = NeuralSGCSampler(
+        atoms, TEMP, BINARY, energy=table_energy, seed=1, model=biased_model(lattice),
+        neural_interval=0.4,
+    )  # fmt: skip
+    watch, lowest = Watch(atoms), LowestEnergyStructure(atoms)
+    mc.attach(watch, interval)
+    mc.attach(lowest, interval)
+    mc.run(140, chem_pot=MU)
+    assert [s.step for s in watch.steps] == list(range(interval, 141, interval))
+    e = []
+    for step, numbers in zip(watch.steps, watch.numbers, strict=True):
+        then = Atoms(numbers=numbers, cell=atoms.cell, positions=atoms.positions, pbc=True)
+        x = lattice.occupations(then)
+        e.append(float(table_energy(lattice, torch.as_tensor(x)[None])) - 0.2 * (x == 0).sum())
+        assert step.energy == pytest.approx(e[-1], abs=1e-9)
+        for change in step.last_move:
+            assert step.move_accepted or change.old_symb == change.new_symb
+            assert then.symbols[change.index] == change.new_symb
+    assert lowest.lowest_energy == pytest.approx(min(e), abs=1e-9)
+
+
+def test_the_way_of_running_does_not_change_the_run():
+    """Blocks, observed steps and irun make the same moves and averages."""
+    results = []
+    for way in ("blocks", "observed", "irun"):
+        atoms = cell()
+        mc = NeuralSGCSampler(
+            atoms, TEMP, BINARY, energy=table_energy, seed=4, neural_interval=0.5,
+            model=biased_model(active_lattice(atoms, BINARY)),
+        )  # fmt: skip
+        if way == "observed":
+            mc.attach(Watch(atoms), 1)
+        mc.chemical_potential = MU
+        list(mc.irun(200)) if way == "irun" else mc.run(200)
+        q = mc.get_thermodynamic_quantities()
+        results.append([*atoms.numbers, q["energy"], q["Au_conc"], q["accept_rate"]])
+        assert mc.averager.counter == 200
+    assert results[1] == pytest.approx(results[0], abs=1e-9)
+    assert results[2] == pytest.approx(results[0], abs=1e-9)
+
+
+def test_constraints_biases_and_own_generators():
+    """Clamps hold; biases and a user's generator run at the host's speed and stay exact."""
+    lattice = active_lattice(cell(), BINARY)
+    x, p, e, _ = exact(table_energy, lattice)
+    atoms = cell()
+    mc = NeuralSGCSampler(atoms, TEMP, BINARY, energy=table_energy, seed=1, neural_interval=None)
+    mc.generator.add_constraint(FixedIndices([0, 1]))
+    mc.run(300, chem_pot=MU)
+    assert (atoms.symbols[:2] == "Cu").all()
+
+    getter = ConcentrationObserver(atoms, "Au")
+    bias = BinnedBiasPotential(xmin=0.0, xmax=1.0 + 1e-6, nbins=9, getter=getter)
+    bias.values[:] = np.linspace(0, 0.4, 9)
+    mc = NeuralSGCSampler(atoms, TEMP, BINARY, energy=table_energy, seed=1, neural_interval=None)
+    mc.add_bias(bias)
+    mc.attach(getter, 1)
+    conc = (x == 0).double().mean(1)
+    w = p * (-torch.tensor([bias.evaluate(float(v)) for v in conc]) / mc.kT).exp()
+    out = replicas(mc, 12, 600)
+    assert abs(pooled_z([q["conc_Au"] for q in out], float((w * conc).sum() / w.sum()))) < 4
+
+    class Own(TrialMoveGenerator):
+        def get_single_trial_move(self):
+            i = random.randrange(8)
+            old = atoms.symbols[i]
+            return [SystemChange(i, old, "Cu" if old == "Au" else "Au", "own")]
+
+    mc = NeuralSGCSampler(atoms, TEMP, BINARY, Own(), energy=table_energy)
+    check_averages(replicas(mc, 12, 800), x, p, e)
+
+
+def test_temperature_and_seeds():
+    """Setting T clears the averages; a seed, or random.seed, fixes a run."""
+    energies = []
+    for own in (True, True, False, False):
+        random.seed(5)
+        mc = NeuralSGCSampler(
+            cell(), TEMP, BINARY, energy=table_energy, seed=7 if own else None,
+            neural_interval=None,
+        )  # fmt: skip
+        mc.run(100, chem_pot=MU)
+        energies.append(mc.get_thermodynamic_quantities()["energy"])
+    assert energies[0] == energies[1] and energies[2] == energies[3]
+    mc.T = 500
+    assert mc.temperature == 500 and mc.averager.counter == 0
+    mc.run(0, chem_pot={"Cu": 0.1})
+    assert mc.get_thermodynamic_quantities()["mu_Cu"] == 0.1
+
+
+def test_chemical_potentials_changed_under_way_act_from_the_next_step():
+    """As in CLEASE: whatever is set during irun holds from then on."""
+    atoms = cell()
+    mc = NeuralSGCSampler(atoms, TEMP, BINARY, energy=table_energy, seed=7, neural_interval=None)
+    mc.chemical_potential = {"Au": -5.0}
+    for k, _ in enumerate(mc.irun(400)):
+        if k == 200:
+            assert (atoms.symbols == "Cu").all()
+            mc.chemical_potential = {"Au": 5.0}
+    assert (atoms.symbols == "Au").all()
+    assert mc.current_energy == pytest.approx(emt_energies()[0] - 8 * 5.0, abs=1e-9)
+
+
+# ------------------------------------------------------------------ sites
+def test_active_sites_and_sublattices():
+    """Atoms of other elements stay; sites that symmetry does not join are other sublattices."""
+    atoms = bulk("NaCl", "rocksalt", a=4.2) * 2
+    lattice = active_lattice(atoms, ["Na", "X", "K"])
+    assert lattice.n_sites == 8 and lattice.species == ("K", "Na", "X")
+    lattice = active_lattice(atoms, ["Na", "Cl"])
+    assert lattice.n_sites == 16 and len(np.unique(lattice.sublattices)) == 1
+    slab = bulk("Cu", cubic=True) * (1, 1, 2)
+    slab.center(vacuum=5, axis=2)
+    slab.pbc = (True, True, False)
+    assert len(np.unique(active_lattice(slab, BINARY).sublattices)) == 2
+
+
+def test_a_lattice_says_what_each_site_may_carry():
+    """With lattice=, sites differ in what they may carry, and moves respect it."""
+    atoms = bulk("NaCl", "rocksalt", a=4.2) * (2, 1, 1)
+    cations = np.array(atoms.symbols) == "Na"
+    species = ("Br", "Cl", "K", "Na")
+    allowed = np.where(cations[:, None], [[0, 0, 1, 1]], [[1, 1, 0, 0]]).astype(bool)
+    lattice = Lattice(atoms, np.arange(4), species, allowed)
+
+    def energy(lattice, x):
+        return 0.05 * (x == 0).sum(1).double() * (x == 2).sum(1)
+
+    mc = NeuralSGCSampler(atoms, 900, energy=energy, lattice=lattice, seed=1, neural_interval=None)
+    x, p, _, _ = exact(energy, lattice, 900, {"K": 0.05})
+    out = replicas(mc, 12, 800, {"K": 0.05})
+    share = float((p * (x == 2).double().mean(1)).sum())
+    assert abs(pooled_z([q["K_conc"] for q in out], share)) < 4
+    with pytest.raises(ValueError, match="positions of atoms differ"):
+        moved = atoms.copy()
+        moved.positions += 0.1
+        NeuralSGCSampler(moved, 900, energy=energy, lattice=lattice)
+
+
+# ------------------------------------------------------------------ icet
+def icet_calculator():
+    """A random pair and triplet expansion of Ag-Au on 8 sites."""
+    icet = pytest.importorskip("icet")
+    calculators = pytest.importorskip("mchammer.calculators")
+    space = icet.ClusterSpace(bulk("Au", a=4.0), [4.3, 3.0], ["Ag", "Au"])
+    parameters = np.random.default_rng(3).normal(0, 0.02, len(space))
+    return calculators.ClusterExpansionCalculator(
+        bulk("Au", a=4.0) * 2, icet.ClusterExpansion(space, parameters)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*self-interact.*")
+@pytest.mark.parametrize("interval", [None, 1])
+def test_icet_expansions_are_exact(interval):
+    """from_mchammer: compiled and neural averages and free energy of a mchammer calculator."""
+    calculator = icet_calculator()
+    mc = NeuralSGCSampler.from_mchammer(
+        calculator, TEMP, symbols=["Ag", "Au"], seed=1, neural_interval=interval
+    )
+    if interval is not None:
+        model = biased_model(mc.lattice)
+        key = {"parent_fingerprint": mc.ensemble.energy.metadata["parent"]}
+        mc = NeuralSGCSampler.from_mchammer(
+            calculator, TEMP, seed=1, neural_interval=interval,
+            model=TrainedModel(model.model, model.range, key),
+        )  # fmt: skip
+    states = mc.ensemble.enumerate(mc.lattice)
+    x = states.occupations
+    for row in (0, 77, 255):
+        numbers = mc.lattice.atoms(x[row].numpy()).numbers
+        assert calculator.calculate_total(occupations=numbers) == pytest.approx(
+            float(states.energy[row]), abs=1e-10
+        )
+    x, p, e, f = exact(mc.ensemble.energy, mc.lattice, TEMP, {"Ag": 0.03})
+    out = replicas(mc, 20, 4000 if interval is None else 800, {"Ag": 0.03})
+    assert abs(pooled_z([q["energy"] for q in out], float((p * e).sum()))) < 4
+    share = float((p * (x == 0).double().mean(1)).sum())
+    assert abs(pooled_z([q["Ag_conc"] for q in out], share)) < 4
+    assert mc.energy_calls is None
+    if interval is not None:
+        assert abs(mc.free_energy(chem_pot={"Ag": 0.03}, n=3000).z(f)) < 4
+
+
+def test_what_is_no_calculator_of_icet_is_refused():
+    """from_mchammer names what it wants."""
+    pytest.importorskip("icet")
+    with pytest.raises(TypeError, match="ClusterExpansionCalculator, got EMT"):
+        NeuralSGCSampler.from_mchammer(EMT(), 300)
+
+
+# ------------------------------------------------------------------ failures
+class Moody(Calculator):
+    """EMT that fails, or returns NaN, for one composition."""
+
+    implemented_properties = ("energy",)
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.emt = how, EMT()
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        """As EMT."""
+        self.results = {"energy": float(self.emt.get_potential_energy(atoms))}
+        if self.how and (atoms.symbols == "Au").sum() == 3:
+            if self.how == "raise":
+                raise RuntimeError("no convergence")
+            self.results["energy"] = float("nan")
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("how", ["nan", "raise"])
+def test_a_failing_energy_names_the_configuration_and_the_run_goes_on(how, biased):
+    """State and averages are those before the failure; irun resumes, averages exact."""
+    state = {"how": how}
+
+    def energy(lattice, x):
+        if state["how"] and (x == 0).sum() == 3:
+            if how == "raise":
+                raise RuntimeError("no convergence")
+            return torch.full((len(x),), torch.nan)
+        return table_energy(lattice, x)
+
+    atoms = cell()
+    lattice = active_lattice(atoms, BINARY)
+    mc = NeuralSGCSampler(atoms, 2000, BINARY, energy=energy, seed=1, neural_interval=None)
+    if biased:
+        getter = ConcentrationObserver(atoms, "Au")
+        bias = BinnedBiasPotential(xmin=0.0, xmax=1.0 + 1e-6, nbins=2, getter=getter)
+        mc.add_bias(bias)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        mc.run(5000, chem_pot={"Au": 0.5})
+    text = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "Au3Cu5" in text
+    n = mc.averager.counter
+    assert 0 < n == mc.current_step < 5000
+    x = lattice.occupations(atoms)
+    assert (x == 0).sum() in (2, 4)
+    own = float(table_energy(lattice, torch.as_tensor(x)[None])) - 0.5 * (x == 0).sum()
+    assert mc.current_energy == pytest.approx(own, abs=1e-9)
+    state["how"] = ""
+    list(mc.irun(50))
+    assert mc.averager.counter == n + 50
+
+
+@pytest.mark.parametrize("how", ["nan", "raise"])
+def test_failures_of_a_calculator_are_named(how):
+    """The same with a calculator on the atoms."""
+    atoms = cell()
+    atoms.calc = Moody(how)
+    mc = NeuralSGCSampler(atoms, 2000, BINARY, seed=1, neural_interval=None)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        mc.run(2000, chem_pot={"Au": 0.5})
+    text = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "Au3Cu5" in text or "Cu5Au3" in text
+    assert int((atoms.symbols == "Au").sum()) in (2, 4)
+
+
+# ------------------------------------------------------------------ bad input
+def test_bad_input_is_refused(tmp_path):
+    """Wrong symbols, lattices, energies and observers: the value and the remedy."""
+    atoms = cell()
+    with pytest.raises(ValueError, match="atoms has no calculator"):
+        NeuralSGCSampler(atoms, 900, BINARY)
+    for symbols, match in (
+        (["Au"], "at least two symbols"),
+        (["Au", "Ag"], "no atom carries one of the symbols"),
+        (["Cu", "Qq"], "'Qq' is no chemical symbol"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            NeuralSGCSampler(atoms, 900, symbols, energy=table_energy)
+    with pytest.raises(TypeError, match="must be callable"):
+        NeuralSGCSampler(atoms, 900, BINARY, energy=3)
+    mc = NeuralSGCSampler(atoms, 900, BINARY, energy=table_energy)
+    with pytest.raises(ValueError, match="no chemical potentials given"):
+        mc.run(10)
+    for chem_pot, error, match in (
+        ({"c1_0": 0.1}, ValueError, "unknown chemical potential 'c1_0'"),
+        ({"Au": np.nan}, ValueError, "must be finite"),
+        ({"Au": "x"}, TypeError, "must be a number"),
+    ):
+        with pytest.raises(error, match=match):
+            mc.run(10, chem_pot=chem_pot)
+    with pytest.raises(TypeError, match="needs correlation functions"):
+        mc.attach(SGCObserver(binary_atoms(tmp_path).calc))
+    with pytest.raises(TypeError, match="no singlets"):
+        mc.singlet2composition([0.1])
+    with pytest.raises(ValueError, match="no trained model"):
+        mc.free_energy(chem_pot=MU)
