@@ -1,9 +1,10 @@
 """One compiled Metropolis chain of a cluster expansion: what a script runs between observations.
 
 A trial move takes a random site of a random group of sites and gives it another species of that
-group, both uniformly; it is accepted with probability ``min(1, exp(-dE'/kT))``, where
-``E' = E - mu.N``. Moves that a mask forbids are rejected, never redrawn: redrawing would sample
-``w(x) n(x)`` with n(x) the number of moves open to x.
+group, uniformly unless groups have weights; it is accepted with probability
+``min(1, exp(-dE'/kT))``, where ``E' = E - mu.N``. Moves that a mask or an occupied neighbour
+forbids are rejected, never redrawn: redrawing would sample ``w(x) n(x)`` with n(x) the number of
+moves open to x.
 """
 
 from __future__ import annotations
@@ -108,6 +109,15 @@ class SingleChain(AbstractChain):
         self._state[:] = sequence.generate_state(4, np.uint64)
         self._state[0] |= np.uint64(1)
 
+    @property
+    def random_state(self) -> list[int]:
+        """State of the random numbers, four integers; settable."""
+        return self._state.tolist()
+
+    @random_state.setter
+    def random_state(self, state: list[int]) -> None:
+        self._state[:] = np.array(state, dtype=np.uint64)
+
     def load(self, occupations: np.ndarray, energy: float) -> None:
         """Go to another configuration whose E' (eV) is known."""
         self.occupations[:] = occupations
@@ -131,7 +141,8 @@ class SingleChain(AbstractChain):
         accepted, self.energy = _run(
             int(steps), self.energy, self._beta, self._mu, self.occupations, self._variables,
             self._fields, self._valid, self._functions, g.site_pointer, g.sites,
-            g.species_pointer, g.species, g.allowed, self._observables, self.values, self.sums,
+            g.species_pointer, g.species, g.allowed, g.cumulative, g.vacancy, g.avoid_pointer,
+            g.avoid, self._observables, self.values, self.sums,
             self._state, self._last, log.moves, log.energies, log.values, *self._layout,
         )  # fmt: skip
         self.accepted += accepted
@@ -224,6 +235,31 @@ def _below(state, n):
 
 
 @njit
+def _uniform(state):
+    """Uniform number in [0, 1)."""
+    return np.float64(_next(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit
+def _weighted(state, cumulative):
+    """Index drawn with the given cumulative probabilities."""
+    u = _uniform(state)
+    k = 0
+    while k < len(cumulative) - 1 and u >= cumulative[k]:
+        k += 1
+    return k
+
+
+@njit
+def _crowded(site, occupations, vacancy, pointer, avoid):
+    """Whether a site that must not be occupied together with ``site`` is occupied."""
+    for k in range(pointer[site], pointer[site + 1]):
+        if occupations[avoid[k]] != vacancy:
+            return True
+    return False
+
+
+@njit
 def _field(v, variables, constant, p1, c1, a1, p2, c2, a2, b2, p3, c3, a3, b3, d3, pl, cl, inner,
            flat):  # fmt: skip
     h = constant[v]
@@ -243,18 +279,21 @@ def _field(v, variables, constant, p1, c1, a1, p2, c2, a2, b2, p3, c3, a3, b3, d
 
 @njit
 def _run(steps, energy, beta, mu, occupations, variables, fields, valid, functions, site_pointer,
-         sites, species_pointer, species, allowed, observables, values, sums, state, last,
-         log_moves, log_energies, log_values, constant,
+         sites, species_pointer, species, allowed, cumulative, vacancy, avoid_pointer, avoid,
+         observables, values, sums, state, last, log_moves, log_energies, log_values, constant,
          p1, c1, a1, p2, c2, a2, b2, p3, c3, a3, b3, d3, pl, cl, inner, flat, near_pointer,
          near):  # fmt: skip
     n_f = functions.shape[0]
     n_o = observables.shape[0]
     n_groups = len(site_pointer) - 1
+    weighted, avoiding = len(cumulative) > 0, len(avoid) > 0
     accepted = 0
     total, total_sq = 0.0, 0.0
     site, old, new = -1, -1, -1
     for step in range(steps):
-        g = _below(state, n_groups) if n_groups > 1 else 0
+        g = 0
+        if n_groups > 1:
+            g = _weighted(state, cumulative) if weighted else _below(state, n_groups)
         n_sites = site_pointer[g + 1] - site_pointer[g]
         k0 = species_pointer[g]
         n_species = species_pointer[g + 1] - k0
@@ -267,7 +306,10 @@ def _run(steps, energy, beta, mu, occupations, variables, fields, valid, functio
             for k in range(k0, k0 + r + 1):
                 if species[k] == old:
                     new = species[k0 + r + 1]
-            if allowed[site, new]:
+            if allowed[site, new] and not (
+                avoiding and new != vacancy and _crowded(site, occupations, vacancy,
+                                                         avoid_pointer, avoid)
+            ):  # fmt: skip
                 if not valid[site]:
                     for f in range(n_f):
                         fields[site, f] = _field(
@@ -281,8 +323,7 @@ def _run(steps, energy, beta, mu, occupations, variables, fields, valid, functio
                 if change <= 0.0:
                     accept = True
                 else:
-                    u = np.float64(_next(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-                    accept = u < np.exp(-beta * change)
+                    accept = _uniform(state) < np.exp(-beta * change)
                 if accept:
                     accepted += 1
                     energy += change

@@ -112,7 +112,7 @@ class EnergyChain(AbstractChain):
         site, old, new = move
         proposal = self.occupations.copy()
         proposal[site] = new
-        if self._groups.allowed[site, new]:
+        if self._groups.allowed[site, new] and not self._groups.forbidden(proposal[None])[0]:
             energy = self._evaluate(proposal)
             if np.log1p(-self._rng.random()) < (self.energy - energy) / self._kT:
                 self.occupations[site] = new
@@ -126,7 +126,10 @@ class EnergyChain(AbstractChain):
     def _propose(self) -> tuple[int, int, int] | None:
         """(site, old, new species), or None where the chosen group cannot move."""
         g, rng = self._groups, self._rng
-        k = int(rng.integers(len(g.site_pointer) - 1))
+        if len(g.cumulative):
+            k = int(np.searchsorted(g.cumulative[:-1], rng.random(), side="right"))
+        else:
+            k = int(rng.integers(len(g.site_pointer) - 1))
         sites = g.sites[g.site_pointer[k] : g.site_pointer[k + 1]]
         species = g.species[g.species_pointer[k] : g.species_pointer[k + 1]]
         if not len(sites) or len(species) < 2:
