@@ -12,6 +12,7 @@ model; the model decides only how often a move is accepted.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class NeuralMoves:
     reachable : ndarray of bool, shape (sites, species), optional
         Species that the chain may put on each site; other proposals are rejected. Sites with
         fewer than two are given to the model as they are. Default: what the lattice allows.
+    forbidden : callable, optional
+        Says of configurations (batch, sites), int8, which of them the chain must not enter,
+        (batch,) bool; such proposals are rejected.
     block_size : int, optional
         Redraw that many sites a move, a random or a compact set, instead of all.
     batch_size : int
@@ -62,6 +66,7 @@ class NeuralMoves:
         rng: torch.Generator,
         *,
         reachable: np.ndarray | None = None,
+        forbidden: Callable[[np.ndarray], np.ndarray] | None = None,
         block_size: int | None = None,
         batch_size: int = 128,
     ):
@@ -73,6 +78,7 @@ class NeuralMoves:
         self.reachable = np.array(reachable)
         self.free = torch.as_tensor(np.flatnonzero(self.reachable.sum(1) > 1))
         self._mask = torch.as_tensor(self.reachable)
+        self.forbidden = forbidden
         self.block_size = block_size
         self.expected = batch_size
         """Moves still to come: no more proposals than that are drawn ahead."""
@@ -140,10 +146,16 @@ class NeuralMoves:
         )
 
     def _restricted(self, c: Configurations) -> torch.Tensor:
-        """log_target, -inf where a free site carries what the chain cannot put there."""
-        index = c.occupations[:, self.free].long()
+        """log_target, -inf where the chain cannot go."""
+        return torch.where(self._inside(c.occupations), c.log_target, -torch.inf)
+
+    def _inside(self, occupations: torch.Tensor) -> torch.Tensor:
+        """(batch,) bool: nothing in the configurations (batch, sites) is out of reach."""
+        index = occupations[:, self.free].long()
         inside = self._mask[self.free][torch.arange(len(self.free)), index].all(1)
-        return torch.where(inside, c.log_target, -torch.inf)
+        if self.forbidden is not None:
+            inside &= ~torch.as_tensor(self.forbidden(occupations.numpy()))
+        return inside
 
     def _global_proposal(self, x):
         if not self._ahead:

@@ -112,6 +112,8 @@ def _remembers(chain, moves, n_free: int, start: np.ndarray, series: np.ndarray)
     """Whether chains from pure species have other means than the given series."""
     for a in range(moves.reachable.shape[1]):
         pure = np.where(moves.reachable[:, a], a, start).astype(np.int8)
+        if moves.forbidden is not None and moves.forbidden(pure[None])[0]:
+            continue
         chain.load(pure, moves.energy(pure))
         for v, w in zip(series, _pilot_series(chain, n_free, _PILOT[0]), strict=True):
             error = v.var() * _time(v) / len(v) + w.var() * _time(w) / len(w)
