@@ -5,6 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from clease.montecarlo import Montecarlo, SGCMonteCarlo
 from clease.montecarlo.bias_potential import BiasPotential
 from clease.montecarlo.trial_move_generator import RandomFlipWithinBasis
@@ -75,6 +77,24 @@ def test_two_sublattices(tmp_path):
     mc.run(50, chem_pot={"c1_0": 0.01})
     c = recorder.configurations()
     assert torch.allclose(ensemble.score(c).energy, c.energy, atol=1e-9)
+
+
+def test_any_energy():
+    """A sampler of an ASE calculator is recorded with its energies."""
+    atoms = bulk("Cu", a=3.8, cubic=True)
+    atoms.calc = EMT()
+    mc = NeuralSGCSampler(atoms, 3000, ["Au", "Cu"], seed=1, neural_interval=None)
+    recorder = ConfigurationRecorder(mc)
+    mc.attach(recorder, interval=2)
+    mc.run(60, chem_pot={"Au": 0.2})
+    c = recorder.configurations()
+    assert len(c) == 30 and len(torch.unique(c.energy)) > 2
+    for k in (0, 11, 29):
+        frame = c.atoms(k)
+        frame.calc = EMT()
+        assert frame.get_potential_energy() == pytest.approx(c.energy[k].item(), abs=1e-8)
+    gold = c.counts()[:, c.lattice.species.index("Au")]
+    assert torch.allclose(c.log_target, -(c.energy - 0.2 * gold) / c.conditions.kT)
 
 
 @pytest.mark.parametrize("sampler", [SGCMonteCarlo, NeuralSGCSampler])

@@ -15,6 +15,7 @@ from clease.montecarlo.observers import MCObserver
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.clease.any_energy import EnergySampler
 from clease_nn.hosts.clease.chemical_potentials import mu_from_chem_pot
 from clease_nn.hosts.clease.extraction import lattice
 
@@ -31,7 +32,7 @@ class ConfigurationRecorder(MCObserver):
     Parameters
     ----------
     mc : SGCMonteCarlo
-        The sampler it will be attached to, on atoms with a ``Clease`` calculator.
+        The sampler it will be attached to: CLEASE's, or a ``NeuralSGCSampler`` of any energy.
 
     Raises
     ------
@@ -61,14 +62,17 @@ class ConfigurationRecorder(MCObserver):
             )
         super().__init__()
         self.mc = mc
-        self.lattice = lattice(mc.atoms)
+        of_any_energy = isinstance(mc, EnergySampler)
+        self.lattice = mc.evaluator.lattice if of_any_energy else lattice(mc.atoms)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self._numbers: list[np.ndarray] = []
         self._energies: list[float] = []
-        self._conditions: list[tuple[float, Mapping[str, float]]] = []
+        self._temperatures: list[float] = []
+        self._mu: list[np.ndarray] = []
+        self._last: tuple[Mapping[str, float], np.ndarray] | None = None
 
     def observe_step(self, mc_step: MCStep) -> None:
         """Keep the present configuration."""
@@ -79,7 +83,16 @@ class ConfigurationRecorder(MCObserver):
             )
         self._numbers.append(self.mc.atoms.numbers[self.lattice.site_indices])
         self._energies.append(mc_step.energy)
-        self._conditions.append((self.mc.temperature, dict(self.mc.chemical_potential)))
+        self._temperatures.append(self.mc.temperature)
+        self._mu.append(self._present_mu())
+
+    def _present_mu(self) -> np.ndarray:
+        if isinstance(self.mc, EnergySampler):
+            return self.mc.evaluator.mu.copy()
+        chem_pot = self.mc.chemical_potential
+        if self._last is None or self._last[0] != chem_pot:
+            self._last = dict(chem_pot), mu_from_chem_pot(self.mc.atoms, self.lattice, chem_pot)
+        return self._last[1]
 
     def configurations(self) -> Configurations:
         """What was recorded, as one chain in time order.
@@ -99,14 +112,9 @@ class ConfigurationRecorder(MCObserver):
             raise ValueError("nothing was recorded; attach the recorder and run")
         index = np.full(max(atomic_numbers.values()) + 1, -1)
         index[[atomic_numbers[s] for s in self.lattice.species]] = range(self.lattice.n_species)
-        mus: dict[tuple, np.ndarray] = {}
-        for _, chem_pot in self._conditions:
-            key = tuple(sorted(chem_pot.items()))
-            if key not in mus:
-                mus[key] = mu_from_chem_pot(self.mc.atoms, self.lattice, chem_pot)
         at = Conditions(
-            torch.tensor([t for t, _ in self._conditions], dtype=torch.float64),
-            torch.as_tensor(np.array([mus[tuple(sorted(x.items()))] for _, x in self._conditions])),
+            torch.tensor(self._temperatures, dtype=torch.float64),
+            torch.as_tensor(np.array(self._mu)),
         )
         c = Configurations(
             self.lattice,
