@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AnyOrderARM": "models",
+    "CalculatorEnergy": "energies",
+    "CallableEnergy": "energies",
     "Chains": "montecarlo",
     "ClusterExpansionEnergy": "energies",
     "ConditionRange": "conditions",

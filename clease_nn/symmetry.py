@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+from ase.constraints import FixAtoms
 
+from clease_nn.compiled import njit
 from clease_nn.lattice import Lattice
 
-__all__ = ["site_permutations"]
+__all__ = ["canonical_occupations", "site_permutations"]
+
+_VACUUM = 10.0  # angstrom of empty space along directions that are not periodic
 
 
 def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
     """Space group of the supercell with all active sites empty, as permutations of active sites.
 
     Symmetry keeps sublattices, allowed species and background atoms (with the initial charges
-    and magnetic moments of the template). An energy that depends on the structure alone is the same
-    for ``occupations`` and ``occupations[:, permutations[k]]``.
+    and magnetic moments of the template, and which atoms ``FixAtoms`` holds). An energy that
+    depends on the structure alone is the same for ``occupations`` and
+    ``occupations[:, permutations[k]]``.
 
     Parameters
     ----------
@@ -25,8 +30,8 @@ def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
     Returns
     -------
     ndarray, shape (operations, sites), int64
-        Distinct permutations, the identity first. Along directions that are not periodic no
-        translation and no operation that moves atoms across the boundary is used.
+        Distinct permutations, a group, the identity first. Directions that are not periodic have
+        no translations and are not exchanged with periodic ones.
 
     Raises
     ------
@@ -46,7 +51,8 @@ def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
     import spglib
 
     atoms = lattice.template
-    cell = np.array(atoms.cell.complete())
+    fixed = ~np.asarray(atoms.pbc)
+    cell = _open_cell(atoms, fixed)
     scaled = atoms.positions @ np.linalg.inv(cell)
     found = spglib.get_symmetry((cell, scaled, _kinds(lattice)), symprec=symprec)
     if found is None:
@@ -56,16 +62,86 @@ def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
         )
     site_of = np.full(len(atoms), -1)
     site_of[lattice.site_indices] = np.arange(lattice.n_sites)
-    fixed = ~np.asarray(atoms.pbc)
-    rows = []
-    for rotation, translation in zip(found["rotations"], found["translations"], strict=True):
-        moved = scaled @ rotation.T + translation
+    translations, rotated, seen = [], [], set()
+    identity = np.eye(3, dtype=int)
+    for rotation, shift in zip(found["rotations"], found["translations"], strict=True):
+        pure = (rotation == identity).all()
+        # every operation is a translation after one operation of the same rotation
+        if (not pure and rotation.tobytes() in seen) or rotation[fixed][:, ~fixed].any():
+            continue
+        moved = scaled @ rotation.T + shift
+        moved[:, fixed] += np.round((scaled - moved)[:, fixed].mean(0))
         image = _match(moved, scaled, cell, fixed, 10 * symprec)
         if image is not None:
-            rows.append(site_of[image[lattice.site_indices]])
-    out = np.unique(np.array(rows, dtype=np.int64), axis=0)
-    identity = (out == np.arange(lattice.n_sites)).all(1)
-    return np.concatenate([out[identity], out[~identity]])
+            (translations if pure else rotated).append(site_of[image[lattice.site_indices]])
+            seen.add(rotation.tobytes())
+    shifts = np.array(translations, dtype=np.int64)
+    rows = np.concatenate([shifts, *(shifts[:, image] for image in rotated)])
+    out = np.unique(rows, axis=0)
+    first = (out == np.arange(lattice.n_sites)).all(1)
+    return np.concatenate([out[first], out[~first]])
+
+
+def canonical_occupations(occupations: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+    """One representative of all configurations that a group of permutations makes equivalent.
+
+    Parameters
+    ----------
+    occupations : ndarray, shape (batch, sites), int8
+    permutations : ndarray, shape (operations, sites), int64
+        A group, as :func:`site_permutations` returns it.
+
+    Returns
+    -------
+    ndarray, shape (batch, sites), int8
+        The lexicographically smallest of ``occupations[:, permutations[k]]`` over all ``k``.
+
+    Examples
+    --------
+    >>> turns = np.array([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
+    >>> canonical_occupations(np.array([[1, 0, 0], [1, 1, 0]], dtype=np.int8), turns)
+    array([[0, 0, 1],
+           [0, 1, 1]], dtype=int8)
+    """
+    occupations = np.ascontiguousarray(occupations, dtype=np.int8)
+    out = np.empty_like(occupations)
+    _smallest(occupations, np.ascontiguousarray(permutations, dtype=np.int64), out)
+    return out
+
+
+@njit
+def _smallest(occupations, permutations, out):
+    n = occupations.shape[1]
+    for b in range(len(occupations)):
+        row = occupations[b]
+        best = permutations[0]
+        for k in range(1, len(permutations)):
+            trial = permutations[k]
+            for i in range(n):
+                a, z = row[trial[i]], row[best[i]]
+                if a != z:
+                    if a < z:
+                        best = trial
+                    break
+        for i in range(n):
+            out[b, i] = row[best[i]]
+
+
+def _open_cell(atoms, fixed: np.ndarray) -> np.ndarray:
+    """The cell with vacuum, at right angles, along directions that are not periodic."""
+    if fixed.all():
+        axes = np.eye(3)
+    else:
+        axes = np.array(atoms.cell.complete())
+        basis = list(np.linalg.qr(axes[~fixed].T)[0].T)
+        for k in np.flatnonzero(fixed):
+            for b in basis:
+                axes[k] = axes[k] - (axes[k] @ b) * b
+            axes[k] /= np.linalg.norm(axes[k])
+            basis.append(axes[k])
+    if fixed.any():
+        axes[fixed] *= np.ptp(atoms.positions @ axes[fixed].T, axis=0).max() + _VACUUM
+    return axes
 
 
 def _kinds(lattice: Lattice) -> np.ndarray:
@@ -76,22 +152,26 @@ def _kinds(lattice: Lattice) -> np.ndarray:
     active = np.zeros(len(atoms))
     active[lattice.site_indices] = 1 + lattice.sublattices
     background = np.where(active > 0, 0, atoms.numbers)
+    held = np.zeros(len(atoms))
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            held[constraint.get_indices()] = 1
     extra = [
         np.round(np.nan_to_num(v).reshape(len(atoms), -1), 6)
         for v in (atoms.get_initial_magnetic_moments(), atoms.get_initial_charges())
     ]
-    rows = np.concatenate([active[:, None], background[:, None], allowed, *extra], 1)
+    rows = np.concatenate(
+        [active[:, None], background[:, None], held[:, None], allowed, *extra], axis=1
+    )
     return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
 
 
 def _match(moved, scaled, cell, fixed, tolerance):
     """(atoms,) which atom each one moves onto, or None if one has no partner."""
-    out = np.empty(len(scaled), dtype=np.int64)
-    for k, position in enumerate(moved):
-        shift = scaled - position
-        shift[:, ~fixed] -= np.round(shift[:, ~fixed])
-        distance = np.linalg.norm(shift @ cell, axis=1)
-        out[k] = distance.argmin()
-        if distance[out[k]] > tolerance:
-            return None
+    shift = scaled[None] - moved[:, None]
+    shift[..., ~fixed] -= np.round(shift[..., ~fixed])
+    distance = np.linalg.norm(shift @ cell, axis=2)
+    out = distance.argmin(1)
+    if distance[np.arange(len(out)), out].max() > tolerance:
+        return None
     return out if len(np.unique(out)) == len(out) else None

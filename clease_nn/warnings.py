@@ -1,6 +1,7 @@
 """Warning classes of the package: filter or escalate them one by one."""
 
 __all__ = [
+    "CalculatorWarning",
     "ChainWarning",
     "CleaseNNWarning",
     "LostModeWarning",
@@ -22,6 +23,10 @@ class CleaseNNWarning(UserWarning):
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("error", CleaseNNWarning)
     """
+
+
+class CalculatorWarning(CleaseNNWarning):
+    """Structures without an energy; their energies read NaN."""
 
 
 class LowESSWarning(CleaseNNWarning):
