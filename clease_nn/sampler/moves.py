@@ -23,6 +23,7 @@ from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
+from clease_nn.sampler.blocks import Blocks
 from clease_nn.sampling import complete
 
 __all__ = ["NeuralMoves"]
@@ -85,8 +86,10 @@ class NeuralMoves:
         self.acceptance = 0.0
         """Acceptance probability of the last move."""
         self._ahead: deque = deque()
+        self._unscored: deque = deque()
         self._known: tuple[torch.Tensor, float] | None = None
-        self._distances: np.ndarray | None = None
+        self._proposed: tuple[torch.Tensor, float] | None = None
+        self._blocks = Blocks(lattice, self.free)
         self._fields = ensemble.fields if model.needs_fields else None
 
     def step(self, occupations: np.ndarray, log_target: float) -> tuple[bool, np.ndarray, float]:
@@ -137,12 +140,19 @@ class NeuralMoves:
         return -float(c.log_target) * self.conditions.kT.item()
 
     # ------------------------------------------------------------------ global proposals
-    def _draw(self, x: torch.Tensor, n: int) -> Configurations:
+    def _partial(self, x: torch.Tensor, n: int) -> Configurations:
         given = x.clone()
         given[self.free] = UNKNOWN
-        partial = Configurations(self.lattice, self.conditions.repeat(n), given.repeat(n, 1))
+        return Configurations(self.lattice, self.conditions.repeat(n), given.repeat(n, 1))
+
+    def _draw(self, x: torch.Tensor, n: int) -> Configurations:
         return complete(
-            self.model, self.ensemble, partial, self.rng, batch_size=self.batch_size, threads=1
+            self.model,
+            self.ensemble,
+            self._partial(x, n),
+            self.rng,
+            batch_size=self.batch_size,
+            threads=1,
         )
 
     def _restricted(self, c: Configurations) -> torch.Tensor:
@@ -185,26 +195,57 @@ class NeuralMoves:
             return float(self.model.log_prob(full, steps=steps, fields=self._fields))
 
     # ------------------------------------------------------------------ block proposals
-    def _block(self) -> torch.Tensor:
-        """Sites to redraw, chosen without regard to the configuration."""
-        k = min(self.block_size, len(self.free))
-        order = torch.randperm(len(self.free), generator=self.rng)
-        if bool(torch.rand(1, generator=self.rng) < 0.5):
-            return self.free[order[:k]]
-        if self._distances is None:
-            sites = self.lattice.site_indices[self.free.numpy()]
-            template = self.lattice.template
-            self._distances = np.array(
-                [template.get_distances(i, sites, mic=True).round(3) for i in sites]
-            )
-        centre = int(order[0])
-        nearest = np.argsort(self._distances[centre], kind="stable")[:k]
-        return self.free[torch.as_tensor(nearest)]
+    def _cleared(self, x: torch.Tensor) -> Configurations:
+        """A configuration with a block of unknown sites."""
+        given = x.clone()
+        given[self._blocks.draw(self.block_size, self.rng)] = UNKNOWN
+        return Configurations(self.lattice, self.conditions, given[None])
 
     def _block_proposal(self, x: torch.Tensor):
-        given = x.clone()
-        given[self._block()] = UNKNOWN
-        partial = Configurations(self.lattice, self.conditions, given[None])
-        c = complete(self.model, self.ensemble, partial, self.rng, threads=1)
+        c = complete(self.model, self.ensemble, self._cleared(x), self.rng, threads=1)
         log_q_x = self._score_with(x, c.step)
         return c.occupations[0], float(c.log_prob), float(self._restricted(c)), log_q_x
+
+    # ------------------------------------------------------------------ for other chains
+    def propose(self, occupations: np.ndarray) -> tuple[np.ndarray, float]:
+        """A proposal from a configuration x (sites,), for a chain that decides by itself.
+
+        No energy is evaluated. Call :meth:`accepted` if the chain takes it: a global proposal
+        then need not be scored again.
+
+        Returns
+        -------
+        occupations : ndarray, shape (sites,), int8
+            The proposal y; possibly x itself.
+        log_ratio : float
+            ln q(x|y) - ln q(y|x), to be added to ln w(y) - ln w(x); -inf if y cannot be reached.
+        """
+        x = torch.as_tensor(np.array(occupations, dtype=np.int8))
+        if self.block_size is not None:
+            c = self._drawn(self._cleared(x))
+            y, log_q_y = c.occupations[0], float(c.log_prob)
+            log_q_x = self._score_with(x, c.step)
+        else:
+            if not self._unscored:
+                n = min(self.batch_size, max(self.expected, 1))
+                c = self._drawn(self._partial(x, n))
+                self._unscored.extend(zip(c.occupations, c.log_prob.tolist(), strict=True))
+            y, log_q_y = self._unscored.popleft()
+            log_q_x = self._log_q(x)
+            self._proposed = (y, log_q_y)
+        self.expected = max(self.expected - 1, 1)
+        return y.numpy(), log_q_x - log_q_y if self._inside(y[None])[0] else -np.inf
+
+    def accepted(self) -> None:
+        """Say that the last proposal of :meth:`propose` was accepted."""
+        self._known, self._proposed = self._proposed or self._known, None
+
+    def _drawn(self, partial: Configurations) -> Configurations:
+        """The model's completion, without energies."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with compute_policy(threads=1):
+                return self.model.complete(partial, self.rng, self._fields)
+        finally:
+            self.model.train(training)
