@@ -251,11 +251,12 @@ class EnergySampler(AbstractNeuralSampler):
 
     @property
     def energy_calls(self) -> int | None:
-        """Configurations whose energy was asked for so far; None for a cluster expansion.
+        """Energies paid for since the sampler was made; None for a cluster expansion.
 
-        Where the energy has a cache, fewer were computed.
+        As the energy itself counts them (``CalculatorEnergy.calls``: duplicates and what a cache
+        knew left out), or else the configurations asked for.
         """
-        return self._energy.calls if isinstance(self._energy, WatchedEnergy) else None
+        return self._energy.paid if isinstance(self._energy, WatchedEnergy) else None
 
     # ------------------------------------------------------------------ observers, results
     def attach(self, obs, interval: int = 1) -> None:

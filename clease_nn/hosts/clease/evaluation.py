@@ -84,6 +84,7 @@ class WatchedEnergy:
 
     def __init__(self, energy: EnergyModel, lattice: Lattice):
         self.energy, self.lattice, self.calls = energy, lattice, 0
+        self._paid_before = getattr(energy, "calls", None)
         for name in ("flip_energies", "partial_fields"):
             if hasattr(energy, name):
                 setattr(self, name, getattr(energy, name))
@@ -113,6 +114,12 @@ class WatchedEnergy:
                 "calculator or energy model for this configuration"
             )
         return out
+
+    @property
+    def paid(self) -> int:
+        """Energies computed, by the energy's own count ``calls`` where it keeps one."""
+        before = self._paid_before
+        return self.calls if before is None else self.energy.calls - before
 
     def guide(self, surrogate: EnergyModel) -> None:
         """Let models see the fields of a surrogate; energies stay as they are."""

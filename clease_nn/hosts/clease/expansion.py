@@ -142,7 +142,9 @@ def check_atoms(atoms) -> None:
     if not isinstance(atoms, Atoms):
         raise ValueError(f"atoms must be an ase.Atoms object, got {type(atoms).__name__}")
     if atoms.calc is None:
-        raise ValueError(f"atoms has no calculator; {remedy}")
+        raise ValueError(
+            f"atoms has no calculator; {remedy}, or set atoms.calc to any ASE calculator"
+        )
     if not isinstance(atoms.calc, Clease):
         raise ValueError(
             f"the calculator must be clease.calculator.Clease, got {type(atoms.calc).__name__}; "

@@ -154,6 +154,7 @@ class NeuralSGCSampler(AbstractNeuralSampler):
         Parameters
         ----------
         calculator : mchammer.calculators.ClusterExpansionCalculator
+            Or an ``icet.ClusterExpansion``, with ``structure``.
         temp : float
             K.
         symbols : sequence of str
