@@ -14,7 +14,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 RUN = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^```\{code-block\} python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ["clease", "formats"]
+PAGES = ["clease", "ase_calculators", "formats"]
 
 
 def blocks(page: str, kind: re.Pattern) -> list[tuple[int, str]]:
