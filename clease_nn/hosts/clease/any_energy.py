@@ -21,6 +21,7 @@ from clease.montecarlo.observers import (
 from clease.montecarlo.trial_move_generator import TrialMoveGenerator
 
 from clease_nn.conditions import Conditions
+from clease_nn.energies.calculator import CalculatorEnergy
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease.checks import check_chemical_potential, check_temperature
@@ -341,8 +342,6 @@ def _energy_of(atoms: Atoms, energy):
             "atoms has no calculator; set atoms.calc to any ASE calculator, attach CLEASE's with "
             "clease.calculator.attach_calculator(settings, atoms, eci), or give energy="
         )
-    from clease_nn.energies.calculator import CalculatorEnergy
-
     return CalculatorEnergy(atoms.calc)
 
 

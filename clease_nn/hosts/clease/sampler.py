@@ -45,7 +45,8 @@ class NeuralSGCSampler(AbstractNeuralSampler):
     Parameters
     ----------
     atoms : ase.Atoms
-        With a ``Clease`` calculator. Its numbers are changed in place.
+        With a ``Clease`` calculator. Its numbers are changed in place. With any other calculator,
+        or with ``energy=``, the name makes an :class:`EnergySampler`; see there.
     temp : float
         K.
     symbols : sequence of str
