@@ -20,6 +20,7 @@ _HOME = {
     "Estimate": "statistics",
     "Lattice": "lattice",
     "LatticeConvolution": "networks",
+    "NeuralSGCEnsemble": "hosts.mchammer.ensemble",
     "NeuralSGCSampler": "hosts.clease.sampler",
     "ParallelTempering": "montecarlo",
     "SemiGrandCanonical": "ensemble",

@@ -6,6 +6,7 @@ try:
 except ImportError as error:
     raise ImportError("this needs icet and mchammer: pip install 'clease_nn[icet]'") from error
 
+from clease_nn.hosts.mchammer.ensemble import NeuralSGCEnsemble
 from clease_nn.hosts.mchammer.extraction import energy, lattice, parent_fingerprint
 
-__all__ = ["energy", "lattice", "parent_fingerprint"]
+__all__ = ["NeuralSGCEnsemble", "energy", "lattice", "parent_fingerprint"]

@@ -1,0 +1,265 @@
+"""What a mchammer ensemble needs to have a model: conditions, fit, samples, free energy."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from ase.units import kB
+from mchammer.ensembles import SemiGrandCanonicalEnsemble
+
+from clease_nn import thermodynamics
+from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.mchammer.chemical_potentials import Gauge
+from clease_nn.hosts.mchammer.expansion import Expansion, flip_groups
+from clease_nn.io import TrainedModel
+from clease_nn.lattice import Lattice
+from clease_nn.sampler import ModelService
+from clease_nn.single_chain import FlipGroups
+from clease_nn.statistics import Estimate
+
+__all__ = ["AbstractModelledEnsemble", "check_number"]
+
+
+class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
+    """A ``SemiGrandCanonicalEnsemble`` that may have a model of its expansion.
+
+    A subclass sets ``_expansion`` (None: there can be no model), ``_models``, ``_gauge``,
+    ``_train`` and ``_spawning``.
+    """
+
+    _expansion: Expansion | None
+    _models: ModelService
+    _gauge: Gauge
+    _train: bool | Mapping
+    _spawning: np.random.SeedSequence
+
+    # ------------------------------------------------------------------ the expansion
+    def _known(self) -> Expansion:
+        if self._expansion is None:
+            raise TypeError(
+                f"the energy of a {type(self.calculator).__name__} is more than a cluster "
+                "expansion and is not read; use a ClusterExpansionCalculator"
+            )
+        return self._expansion
+
+    @property
+    def lattice(self) -> Lattice:
+        """Active sites and allowed species of the structure."""
+        return self._known().system.lattice
+
+    @property
+    def ensemble(self) -> SemiGrandCanonical:
+        """Ensemble of the bare expansion, without chemical potential."""
+        return self._known().system.ensemble
+
+    def _groups(self) -> FlipGroups:
+        """The trial moves as they are now."""
+        return flip_groups(
+            self.lattice,
+            self.configuration.occupations,
+            self.sublattices,
+            self._flip_sublattice_probabilities,
+            self.configuration.neighbor_sites_to_avoid,
+        )
+
+    # ------------------------------------------------------------------ conditions
+    def _given(self, temperature, chemical_potentials) -> Conditions:
+        """One row, chemical potentials as given; the present ones where none are."""
+        temperature = self.temperature if temperature is None else temperature
+        check_number("temperature", temperature)
+        if chemical_potentials is None:
+            chemical_potentials = self.chemical_potentials
+        mu = self._gauge.mu(chemical_potentials)
+        return Conditions.from_kT([float(temperature) * self.boltzmann_constant], mu[None])
+
+    def _fixed(self, conditions: Conditions) -> Conditions:
+        """The same conditions in the gauge that models know."""
+        return Conditions(conditions.temperature, self._gauge.fixed(conditions.mu.numpy()))
+
+    # ------------------------------------------------------------------ models
+    def _on_demand(self):
+        """What trains a model where a look-up finds none, or None."""
+        return self._train_on_demand if self._train else None
+
+    def _train_on_demand(self) -> None:
+        if isinstance(self._train, Mapping):
+            self.fit(**self._train)
+            return
+        mu = self._gauge.fixed(self._given(None, None).mu[0].numpy())
+        present = dict(zip(self.lattice.species, mu.tolist(), strict=True))
+        self.fit(
+            temps=(0.5 * self.temperature, 2.0 * self.temperature),
+            chem_pots={s: (present[s] - 0.1, present[s] + 0.1) for s in self._gauge.independent},
+            max_seconds=60,
+        )
+
+    def fit(
+        self,
+        temps: tuple[float, float],
+        chem_pots: Mapping[str, tuple[float, float]],
+        *,
+        max_seconds: float | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> TrainedModel:
+        """Train a model over a range; this and later ensembles of the calculator use it.
+
+        Parameters
+        ----------
+        temps : (low, high)
+            K.
+        chem_pots : mapping of str to (low, high)
+            eV, of elements; those left out are zero. Only differences within a sublattice count,
+            so one element of each has to be left out.
+        max_seconds, max_steps : optional
+            Budget; 120 s if neither is given.
+        seed : int
+        **options
+            To :func:`clease_nn.training.fit`: target_ness, checkpoint, progress, ...
+
+        Raises
+        ------
+        TypeError
+            If the calculator's energy is more than a cluster expansion.
+        ValueError
+            If a range is empty, inverted or names something unknown.
+        """
+        expansion = self._known()
+        if np.shape(temps) != (2,):
+            raise ValueError(
+                f"temps must be a pair (low, high) in K, such as (300, 1200), got {temps!r}"
+            )
+        axes = self._gauge.axes(chem_pots)
+        for name, value in chem_pots.items():
+            if np.shape(value) != (2,):
+                raise ValueError(f"the range of {name} must be (low, high) in eV, got {value!r}")
+        unit = self.boltzmann_constant / kB
+        box = ConditionRange(
+            (temps[0] * unit, temps[1] * unit),
+            [v[0] for v in chem_pots.values()],
+            [v[1] for v in chem_pots.values()],
+            axes,
+        )
+        expansion.fitted = self._models.fit(
+            box, max_seconds=max_seconds, max_steps=max_steps, seed=seed,
+            metadata={"chem_pots": [str(k) for k in chem_pots]}, **options,
+        )  # fmt: skip
+        return expansion.fitted
+
+    @property
+    def trained(self) -> TrainedModel | None:
+        """The model with its range and validation, or None.
+
+        The one fitted or given; only where there is none, the one fitted by another ensemble of
+        the calculator or found in a file.
+        """
+        return self._models.at_hand if self._expansion else None
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the model to a file; ``model=path`` or the lookup reads it.
+
+        Raises
+        ------
+        ValueError
+            If there is no model.
+        OSError
+            If the path cannot be written.
+        """
+        self._known()
+        self._models.save(path)
+
+    def sample(
+        self,
+        n: int,
+        temperature: float | None = None,
+        chemical_potentials: Mapping[str, float] | None = None,
+        weighted: bool = True,
+    ) -> Configurations:
+        """Draw configurations from the model.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        temperature, chemical_potentials : optional
+            K and eV; default the present ones. Species without a chemical potential have zero.
+        weighted : bool
+            Independent draws with ``log_prob``, ``energy`` (eV per supercell, without chemical
+            potential) and ``log_target = -(E - sum_i mu_i N_i)/kT``, the sum over active sites;
+            or, if False, an unweighted Metropolis-Hastings chain of such draws, with repeats (see
+            ``provenance``).
+
+        Raises
+        ------
+        TypeError
+            If the calculator's energy is more than a cluster expansion.
+        ValueError
+            If there is no model, frozen sublattices or sites to avoid restrict the
+            configurations, or the condition is out of range with ``out_of_range="raise"``.
+        """
+        self._known()
+        _check_count(n)
+        given = self._given(temperature, chemical_potentials)
+        self._refuse_restrictions()
+        seed = self._spawning.spawn(1)[0]
+        fixed = self._fixed(given)
+        c = self._models.sample(fixed, int(n), seed, weighted=weighted, train=self._on_demand())
+        shift = (given.mu - fixed.mu)[0]
+        moved = (shift[c.occupations.long()].sum(1)) / given.kT
+        return replace(c, conditions=given.repeat(len(c)), log_target=c.log_target + moved)
+
+    def free_energy(
+        self,
+        temperature: float | None = None,
+        chemical_potentials: Mapping[str, float] | None = None,
+        n: int = 2000,
+    ) -> Estimate:
+        """-kT ln Z in eV per supercell, ``Z = sum exp[-(E - sum_i mu_i N_i)/kT]``.
+
+        The sum runs over all configurations, N_i over active sites. Parameters and errors as
+        :meth:`sample`, whose weights it uses.
+        """
+        e = thermodynamics.free_energy(self.sample(n, temperature, chemical_potentials))
+        return Estimate(float(e.value[0]), float(e.error[0]), float(e.ness[0]))
+
+    def _refuse_restrictions(self) -> None:
+        groups = self._groups()
+        if len(groups.avoid) or not np.array_equal(groups.reachable, self.lattice.allowed):
+            raise ValueError(
+                "sublattice_probabilities or neighbor_sites_to_avoid restrict the "
+                "configurations, but the model draws all of them; use an ensemble without them "
+                "for sample() and free_energy()"
+            )
+
+
+def check_number(name: str, value, zero: bool = False) -> None:
+    """Raise unless a value is a positive finite number, or zero where that is allowed.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is negative or not finite, or zero where that is not allowed.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {'zero or ' * zero}positive and finite, got {value}")
+
+
+def _check_count(n) -> None:
+    if not isinstance(n, Integral) or isinstance(n, bool):
+        raise TypeError(f"n must be a positive integer, got {n!r}; int() makes one of a number")
+    if n < 1:
+        raise ValueError(f"n must be a positive integer, got {n}")
