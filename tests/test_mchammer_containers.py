@@ -167,6 +167,24 @@ def test_runs_of_the_host_are_read_with_errors(system):
     assert (np.abs(z) < 5).all()
 
 
+def test_species_without_chemical_potential_may_be_frozen():
+    """Chemical potentials that the host did not need are taken as zero."""
+    primitive = bulk("AgCu", "cesiumchloride", a=3.0)
+    space = ClusterSpace(primitive, [3.1], [["Ag", "Au"], ["Cu", "Pd"]])
+    expansion = ClusterExpansion(space, np.linspace(-0.02, 0.03, len(space)))
+    structure = primitive.repeat(2)
+    mc = SemiGrandCanonicalEnsemble(
+        structure, ClusterExpansionCalculator(structure, expansion), 900.0, MU,
+        sublattice_probabilities=[1.0, 0.0], random_seed=1,
+    )  # fmt: skip
+    mc.run(160)
+    lattice = host.lattice(structure, expansion)
+    c = from_data_container(mc.data_container, lattice)
+    ensemble = SemiGrandCanonical(host.energy(structure, expansion))
+    assert torch.allclose(ensemble.score(c).log_target, c.log_target, atol=1e-8)
+    assert c.conditions.mu[0].tolist() == [0.0, 0.05, 0.0, 0.0]
+
+
 def test_runs_without_energies_or_trajectory(system):
     """Rows without potential give a chain without energies; no occupations at all is an error."""
     structure, expansion, lattice, _ = system
@@ -207,11 +225,17 @@ def test_bad_input_from_a_container(system, rocksalt):
     mixed = structure.copy()
     mixed.symbols[:3] = "Ag"
     mc = CanonicalEnsemble(mixed, calculator, TEMPERATURE)
-    with pytest.raises(ValueError, match="mu_Ag"):
+    with pytest.raises(ValueError, match="semi-grand canonical"):
         from_data_container(mc.data_container, lattice)
     dc = to_data_container(draws(system, 40), resample=1)
     with pytest.raises(ValueError, match="8 atoms, the lattice 16"):
         from_data_container(dc, rocksalt[2])
+    one = dict(dc.ensemble_parameters)
+    del one["mu_Ag"]
+    dc._ensemble_parameters, whole = one, dc._ensemble_parameters
+    with pytest.raises(ValueError, match="number of Ag atoms changed"):
+        from_data_container(dc, lattice)
+    dc._ensemble_parameters = whole
     dc._data_list[2]["occupations"][1] = 29
     with pytest.raises(ValueError, match="atom 1 is Cu"):
         from_data_container(dc, lattice)

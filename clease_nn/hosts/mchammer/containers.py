@@ -140,16 +140,17 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
     Raises
     ------
     ValueError
-        If the run was not semi-grand canonical, chemical potentials are missing, no row has
-        occupations, or a structure does not belong to the lattice.
+        If the run was not semi-grand canonical, a chemical potential is missing of a species
+        whose number changed, no row has occupations, or a structure does not belong to the
+        lattice.
     """
     parameters = container.ensemble_parameters
-    needed = ("temperature", *(f"mu_{s}" for s in lattice.species))
-    missing = [k for k in needed if k not in parameters]
-    if missing:
+    given = [s for s in lattice.species if f"mu_{s}" in parameters]
+    if "temperature" not in parameters or not given:
         raise ValueError(
-            f"the container lacks {missing} among its parameters {sorted(parameters)}; only runs "
-            "in the semi-grand canonical ensemble of these species can be read"
+            f"the container has no temperature or no chemical potential of {lattice.species} among "
+            f"its parameters {sorted(parameters)}; only runs in the semi-grand canonical ensemble "
+            "can be read"
         )
     rows = [r for r in container._data_list if "occupations" in r and r["mctrial"] >= start]
     if not rows:
@@ -176,8 +177,14 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
         structure.numbers = numbers[k]
         lattice.occupations(structure)  # raises, naming the atom
     n = len(rows)
-    mu = [parameters[f"mu_{s}"] for s in lattice.species]
+    mu = [parameters.get(f"mu_{s}", 0.0) for s in lattice.species]
     at = Conditions([parameters["temperature"]], [mu]).repeat(n)
+    for a, s in enumerate(lattice.species):
+        if s not in given and np.ptp((x == a).sum(1)):
+            raise ValueError(
+                f"the number of {s} atoms changed in the run, but the container states no "
+                "chemical potential for them; only semi-grand canonical runs can be read"
+            )
     metadata = {k: v for k, v in container.metadata.items() if k not in ("username", "hostname")}
     out = Configurations(
         lattice,
