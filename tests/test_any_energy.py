@@ -24,6 +24,7 @@ from clease.montecarlo.trial_move_generator import TrialMoveGenerator
 from sampler_helpers import binary_atoms, pooled_z
 
 from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.energies.ising import ising_energy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease import EnergySampler, NeuralSGCSampler
 from clease_nn.hosts.clease.evaluation import active_lattice
@@ -31,6 +32,7 @@ from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.single_chain import EnergyChain, FlipGroups
+from clease_nn.surrogate import fit_surrogate
 
 BINARY = ["Au", "Cu"]
 MU = {"Au": 0.2}
@@ -439,6 +441,79 @@ def test_what_is_no_calculator_of_icet_is_refused():
     pytest.importorskip("icet")
     with pytest.raises(TypeError, match="ClusterExpansionCalculator, got EMT"):
         NeuralSGCSampler.from_mchammer(EMT(), 300)
+
+
+# ------------------------------------------------------------------ two levels
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")
+def test_two_levels_give_the_true_energys_averages(tmp_path, monkeypatch):
+    """After fit on a poor surrogate runs, free energies and a reloaded model are exact."""
+    lattice = active_lattice(cell(), BINARY)
+    x, p, e, f = exact(table_energy, lattice)
+
+    class Known:
+        """The energy with an identity."""
+
+        fingerprint = "emt"
+        __call__ = staticmethod(table_energy)
+
+    mc = NeuralSGCSampler(cell(), TEMP, BINARY, energy=Known(), seed=1)
+    mc.fit(
+        (600, 1500), {"Au": (0.0, 0.4)}, surrogate={"cutoffs": {2: 2.8}, "max_calls": 8},
+        max_steps=20, validation_samples=16, progress=False,
+    )  # fmt: skip
+    assert mc.energy_calls == mc.surrogate_report.true_calls <= 8
+    wrong = mc.surrogate(lattice, x) - torch.as_tensor(emt_energies())
+    assert wrong.std() > 0.01
+    check_averages(replicas(mc, 20, 150), x, p, e)
+    assert mc.neural_schedule.steps(8) == 2
+    estimate = mc.free_energy(chem_pot=MU, n=1500)
+    assert abs(estimate.z(f)) < 4 and 0.02 < estimate.ness < 1
+    q = mc.get_thermodynamic_quantities()
+    assert q["energy_calls"] == mc.energy_calls > 1500 and 0 < q["surrogate_error"] < 0.1
+
+    (tmp_path / "models").mkdir()
+    mc.save(tmp_path / "models" / "emt.nn")
+    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "models"))
+    again = NeuralSGCSampler(cell(), TEMP, BINARY, energy=Known(), seed=1)
+    again.run(50, chem_pot=MU)
+    assert again.surrogate.fingerprint == mc.surrogate.fingerprint
+    assert str(again.surrogate_report) == str(mc.surrogate_report)
+    assert 0 < again.energy_calls <= 60
+    other = NeuralSGCSampler(cell(), TEMP, BINARY, energy=table_energy, seed=1)
+    other.run(10, chem_pot=MU)
+    assert other.trained is None
+
+
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+def test_fit_chooses_what_to_train_on():
+    """surrogate=None trains on the energy itself, as energies with flips do; bad ones fail."""
+    lattice = Lattice.square(2)
+    atoms = lattice.atoms(np.zeros(4, int))
+    short = {"max_steps": 2, "validation_samples": 16, "progress": False}
+    box = ((9000, 20000), {"Au": (-0.1, 0.1)})
+
+    def energy(lattice, x):
+        return 0.1 * (x[:, 0] == x[:, 1]).double()
+
+    mc = NeuralSGCSampler(atoms, 9000, BINARY, energy=energy, seed=1)
+    mc.fit(*box, surrogate=None, **short)
+    assert mc.surrogate is None and not mc.trained.model.needs_fields
+    fitted = fit_surrogate(energy, mc.lattice, mc.trained.range, max_calls=4, seed=1)
+    mc.fit(*box, surrogate=fitted, **short)
+    assert mc.surrogate is fitted.energy and mc.surrogate_report is fitted.report
+    rich = NeuralSGCSampler(atoms, 9000, BINARY, energy=ising_energy(mc.lattice), seed=1)
+    rich.fit(*box, **short)
+    with pytest.raises(TypeError, match="surrogate must be"):
+        mc.fit(*box, surrogate=3, **short)
+    with pytest.raises(ValueError, match="needs no surrogate"):
+        NeuralSGCSampler(atoms, 9000, BINARY, energy=fitted.energy).fit(
+            *box, surrogate=fitted, **short
+        )
+    with pytest.raises(ValueError, match="unknown chemical potential 'c1_0'"):
+        mc.fit((9000, 20000), {"c1_0": (-0.1, 0.1)}, **short)
 
 
 # ------------------------------------------------------------------ failures

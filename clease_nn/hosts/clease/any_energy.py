@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -34,10 +35,12 @@ from clease_nn.hosts.clease.evaluation import (
     active_lattice,
     fingerprint_of,
 )
+from clease_nn.hosts.clease.guided import GuidedSystem, expansion_to_json
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.sampler import ModelService, System
 from clease_nn.single_chain import AbstractChain, EnergyChain, SingleChain
+from clease_nn.surrogate import DelayedAcceptanceChain, Surrogate, SurrogateReport, fit_surrogate
 
 __all__ = ["EnergySampler"]
 
@@ -130,7 +133,9 @@ class EnergySampler(AbstractNeuralSampler):
         if compiled:
             energy.tables.check_lattice(lattice)
         self._energy = energy if compiled else WatchedEnergy(energy, lattice)
-        system = System(lattice, SemiGrandCanonical(self._energy), _key(energy, lattice))
+        self._chained_with: ClusterExpansionEnergy | None = None
+        kind = System if compiled else GuidedSystem
+        system = kind(lattice, SemiGrandCanonical(self._energy), _key(energy, lattice))
         self._models = ModelService(system, model, out_of_range)
         self._adopt(system)
         if generator is None:
@@ -213,7 +218,7 @@ class EnergySampler(AbstractNeuralSampler):
         """Energies that are no expansion are taken to be what they were."""
 
     def _energy_state(self) -> tuple:
-        return tuple(self.evaluator.mu.tolist())
+        return (*self.evaluator.mu.tolist(), id(self.surrogate))
 
     def _present_conditions(self) -> Conditions:
         return self._conditions()
@@ -222,7 +227,15 @@ class EnergySampler(AbstractNeuralSampler):
         observed = np.eye(self._lattice.n_species)
         if isinstance(self._energy, ClusterExpansionEnergy):
             return SingleChain(self._energy.tables, observed)
-        return EnergyChain(self._energy, self._lattice, observed)
+        if self.surrogate is None:
+            return EnergyChain(self._energy, self._lattice, observed)
+        return DelayedAcceptanceChain(self._energy, self.surrogate, self._lattice, observed)
+
+    def _chain_with(self, observing: bool) -> AbstractChain:
+        if self._chained_with is not self.surrogate:
+            self._chains.clear()
+            self._chained_with = self.surrogate
+        return super()._chain_with(observing)
 
     def _pilot(self) -> SingleChain | None:
         if isinstance(self._energy, ClusterExpansionEnergy):
@@ -249,6 +262,102 @@ class EnergySampler(AbstractNeuralSampler):
 
     def _update_calculator(self) -> None:
         self._remember()
+
+    def initialize_run(self) -> None:
+        """Prepare the next run; a model that is found or trained may bring a surrogate."""
+        wanted = self._planned_steps and self._neural_interval is not None
+        wanted = wanted and not self.bias_potentials
+        if wanted and isinstance(self._energy, WatchedEnergy):
+            self._models.lookup(self._present_conditions(), self._lookup_and_train())
+        super().initialize_run()
+
+    # ------------------------------------------------------------------ surrogate
+    def fit(
+        self,
+        temps: tuple[float, float],
+        chem_pots: Mapping[str, tuple[float, float]],
+        *,
+        surrogate: Surrogate | Mapping | str | None = "auto",
+        max_seconds: float | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> TrainedModel:
+        """Train a model over a range and use it from now on.
+
+        An expensive energy is learnt twice: a cluster expansion, the surrogate, is fitted to some
+        of its energies, and the model is trained on the surrogate. From then on runs make many
+        moves of the surrogate for one energy (:class:`~clease_nn.surrogate.DelayedAcceptanceChain`)
+        and neural moves, both accepted with the energy itself; samples are weighted with it. A poor
+        surrogate costs energies, never exactness.
+
+        Parameters
+        ----------
+        temps : (low, high)
+            K.
+        chem_pots : mapping of str to (low, high)
+            eV, of elements.
+        surrogate : Surrogate, mapping, "auto" or None
+            One fitted before; options of :func:`~clease_nn.surrogate.fit_surrogate`; None to train
+            on the energy itself, which takes millions of energies. "auto" fits a surrogate with
+            the defaults unless the energy offers ``flip_energies`` or is a cluster expansion.
+        max_seconds, max_steps : optional
+            Budget of the training; 120 s if neither is given.
+        seed : int
+        **options
+            To :func:`clease_nn.training.fit`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a range is empty, inverted or names something unknown, or the surrogate is none of
+            the above or of another lattice.
+        """
+        box = self._box(temps, chem_pots)
+        metadata: dict[str, Any] = {"chem_pots": list(chem_pots)}
+        ensemble = None
+        if isinstance(self._energy, WatchedEnergy):
+            fitted = self._surrogate_for(surrogate, box, seed)
+            if fitted is None:
+                self._energy.guide(None)
+            else:
+                self._energy.guide(fitted.energy, fitted.report)
+                ensemble = SemiGrandCanonical(fitted.energy)
+                metadata["surrogate"] = {
+                    "energy": expansion_to_json(fitted.energy),
+                    "report": dataclasses.asdict(fitted.report),
+                }
+        elif surrogate not in ("auto", None):
+            raise ValueError("this energy is a cluster expansion and needs no surrogate")
+        return self._models.fit(
+            box, max_seconds=max_seconds, max_steps=max_steps, seed=seed, metadata=metadata,
+            ensemble=ensemble, **options,
+        )  # fmt: skip
+
+    def _surrogate_for(self, wish, box, seed: int) -> Surrogate | None:
+        if isinstance(wish, Surrogate):
+            wish.energy.tables.check_lattice(self._lattice)
+            return wish
+        if wish is None or (wish == "auto" and hasattr(self._energy, "flip_energies")):
+            return None
+        if wish == "auto":
+            wish = {}
+        if not isinstance(wish, Mapping):
+            raise TypeError(
+                "surrogate must be a Surrogate, a mapping with options of fit_surrogate, 'auto' "
+                f"or None, got {wish!r}"
+            )
+        return fit_surrogate(self._energy.tolerant, self._lattice, box, **{"seed": seed, **wish})
+
+    @property
+    def surrogate(self) -> ClusterExpansionEnergy | None:
+        """The expansion that runs use between two energies, or None."""
+        return getattr(self._energy, "surrogate", None)
+
+    @property
+    def surrogate_report(self) -> SurrogateReport | None:
+        """How good the surrogate is on structures it had not seen, and what it cost; or None."""
+        return getattr(self._energy, "surrogate_report", None)
 
     @property
     def energy_calls(self) -> int | None:
@@ -322,6 +431,10 @@ class EnergySampler(AbstractNeuralSampler):
         out.update({f"mu_{s}": float(x) for s, x in zip(species, mu, strict=True)})
         if self.energy_calls is not None:
             out["energy_calls"] = self.energy_calls
+        if self.surrogate is not None:
+            report = self.surrogate_report
+            heldout = report.heldout_rmse
+            out["surrogate_error"] = report.loo_rmse if math.isnan(heldout) else heldout
         out.update(self.meta_info)
         for _, observer in self.observers:
             out.update(observer.get_averages())

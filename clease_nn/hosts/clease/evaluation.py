@@ -13,9 +13,11 @@ from clease.montecarlo.mc_evaluator import MCEvaluator
 from clease.montecarlo.observers import MCObserver
 from torch import Tensor
 
+from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.energies.protocol import EnergyModel
 from clease_nn.hosts.clease.observers import BlockAverager
 from clease_nn.lattice import Lattice
+from clease_nn.surrogate import SurrogateReport
 from clease_nn.symmetry import site_permutations
 
 __all__ = ["EnergyAverages", "EnergyEvaluator", "WatchedEnergy", "active_lattice", "fingerprint_of"]
@@ -80,11 +82,16 @@ class WatchedEnergy:
     ----------
     calls : int
         Configurations whose energy was asked for.
+    surrogate : ClusterExpansionEnergy or None
+    surrogate_report : SurrogateReport or None
+        What :meth:`guide` was given.
     """
 
     def __init__(self, energy: EnergyModel, lattice: Lattice):
         self.energy, self.lattice, self.calls = energy, lattice, 0
         self._paid_before = getattr(energy, "calls", None)
+        self.surrogate: ClusterExpansionEnergy | None = None
+        self.surrogate_report: SurrogateReport | None = None
         for name in ("flip_energies", "partial_fields"):
             if hasattr(energy, name):
                 setattr(self, name, getattr(energy, name))
@@ -99,13 +106,7 @@ class WatchedEnergy:
             If one is NaN or infinite. The message, or a note on the energy's own error, names
             the configuration.
         """
-        self.calls += len(occupations)
-        try:
-            out = torch.as_tensor(self.energy(lattice, occupations), dtype=torch.float64)
-        except Exception as error:
-            more = f" or one of {len(occupations) - 1} others" if len(occupations) > 1 else ""
-            error.add_note(f"the configuration was {self._name(occupations[0])}{more}")
-            raise
+        out = self.tolerant(lattice, occupations)
         bad = (~torch.isfinite(out)).nonzero().ravel()
         if len(bad):
             k = int(bad[0])
@@ -115,15 +116,34 @@ class WatchedEnergy:
             )
         return out
 
+    def tolerant(self, lattice: Lattice, occupations: Tensor) -> Tensor:
+        """As a call, but energies may be NaN: fits leave such structures out."""
+        self.calls += len(occupations)
+        try:
+            out = torch.as_tensor(self.energy(lattice, occupations), dtype=torch.float64)
+        except Exception as error:
+            more = f" or one of {len(occupations) - 1} others" if len(occupations) > 1 else ""
+            error.add_note(f"the configuration was {self._name(occupations[0])}{more}")
+            raise
+        return out
+
     @property
     def paid(self) -> int:
         """Energies computed, by the energy's own count ``calls`` where it keeps one."""
         before = self._paid_before
         return self.calls if before is None else self.energy.calls - before
 
-    def guide(self, surrogate: EnergyModel) -> None:
-        """Let models see the fields of a surrogate; energies stay as they are."""
-        self.partial_fields = surrogate.partial_fields
+    def guide(
+        self, surrogate: ClusterExpansionEnergy | None, report: SurrogateReport | None = None
+    ) -> None:
+        """Show models the fields of a surrogate (or none); energies stay as they are."""
+        self.surrogate, self.surrogate_report = surrogate, report
+        if hasattr(self.energy, "partial_fields"):
+            return
+        if surrogate is not None:
+            self.partial_fields = surrogate.partial_fields
+        elif hasattr(self, "partial_fields"):
+            del self.partial_fields
 
     def _name(self, occupations: Tensor) -> str:
         symbols = [self.lattice.species[int(a)] for a in occupations]
