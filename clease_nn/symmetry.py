@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from ase.constraints import FixAtoms
 
@@ -54,7 +56,13 @@ def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
     fixed = ~np.asarray(atoms.pbc)
     cell = _open_cell(atoms, fixed)
     scaled = atoms.positions @ np.linalg.inv(cell)
-    found = spglib.get_symmetry((cell, scaled, _kinds(lattice)), symprec=symprec)
+    with warnings.catch_warnings():
+        # older releases return None, newer ones raise and deprecate the former
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            found = spglib.get_symmetry((cell, scaled, _kinds(lattice)), symprec=symprec)
+        except getattr(spglib, "SpglibError", ()):
+            found = None
     if found is None:
         raise ValueError(
             "spglib finds no symmetry of the supercell: are atoms on top of one another? "

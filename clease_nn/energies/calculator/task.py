@@ -105,8 +105,7 @@ class Task:
         """The structure that the calculator is given."""
         atoms = self.template.copy()
         atoms.numbers[:] = numbers
-        del atoms[np.flatnonzero(numbers == 0).tolist()]
-        return atoms
+        return atoms[np.flatnonzero(numbers)]
 
     def _compute(self, numbers: np.ndarray) -> tuple[float, Atoms | None, int]:
         atoms = self.atoms(numbers)
