@@ -1,0 +1,233 @@
+"""Expensive energies at two levels, icet expansions and failing energies in CLEASE's interface."""
+
+import numpy as np
+import pytest
+import torch
+from any_energy_helpers import (
+    BINARY,
+    MU,
+    TEMP,
+    biased_model,
+    cell,
+    check_averages,
+    emt_energies,
+    exact,
+    replicas,
+    table_energy,
+)
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from clease.montecarlo import BinnedBiasPotential
+from clease.montecarlo.observers import ConcentrationObserver
+from sampler_helpers import pooled_z
+
+from clease_nn.energies.ising import ising_energy
+from clease_nn.hosts.clease import NeuralSGCSampler
+from clease_nn.hosts.clease.evaluation import active_lattice
+from clease_nn.io import TrainedModel
+from clease_nn.lattice import Lattice
+from clease_nn.surrogate import fit_surrogate
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:spglib"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """No model of another run is found by accident."""
+    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+
+
+# ------------------------------------------------------------------ icet
+def icet_calculator():
+    """A random pair and triplet expansion of Ag-Au on 8 sites."""
+    icet = pytest.importorskip("icet")
+    calculators = pytest.importorskip("mchammer.calculators")
+    space = icet.ClusterSpace(bulk("Au", a=4.0), [4.3, 3.0], ["Ag", "Au"])
+    parameters = np.random.default_rng(3).normal(0, 0.02, len(space))
+    return calculators.ClusterExpansionCalculator(
+        bulk("Au", a=4.0) * 2, icet.ClusterExpansion(space, parameters)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*self-interact.*")
+@pytest.mark.parametrize("interval", [None, 1])
+def test_icet_expansions_are_exact(interval):
+    """from_mchammer: compiled and neural averages and free energy of a mchammer calculator."""
+    calculator = icet_calculator()
+    mc = NeuralSGCSampler.from_mchammer(
+        calculator, TEMP, symbols=["Ag", "Au"], seed=1, neural_interval=interval
+    )
+    if interval is not None:
+        model = biased_model(mc.lattice)
+        key = {"parent_fingerprint": mc.ensemble.energy.metadata["parent"]}
+        mc = NeuralSGCSampler.from_mchammer(
+            calculator, TEMP, seed=1, neural_interval=interval,
+            model=TrainedModel(model.model, model.range, key),
+        )  # fmt: skip
+    states = mc.ensemble.enumerate(mc.lattice)
+    x = states.occupations
+    for row in (0, 77, 255):
+        numbers = mc.lattice.atoms(x[row].numpy()).numbers
+        assert calculator.calculate_total(occupations=numbers) == pytest.approx(
+            float(states.energy[row]), abs=1e-10
+        )
+    x, p, e, f = exact(mc.ensemble.energy, mc.lattice, TEMP, {"Ag": 0.03})
+    out = replicas(mc, 20, 4000 if interval is None else 800, {"Ag": 0.03})
+    assert abs(pooled_z([q["energy"] for q in out], float((p * e).sum()))) < 4
+    share = float((p * (x == 0).double().mean(1)).sum())
+    assert abs(pooled_z([q["Ag_conc"] for q in out], share)) < 4
+    assert mc.energy_calls is None
+    if interval is not None:
+        assert abs(mc.free_energy(chem_pot={"Ag": 0.03}, n=3000).z(f)) < 4
+
+
+def test_what_is_no_calculator_of_icet_is_refused():
+    """from_mchammer names what it wants."""
+    pytest.importorskip("icet")
+    with pytest.raises(TypeError, match="ClusterExpansionCalculator, got EMT"):
+        NeuralSGCSampler.from_mchammer(EMT(), 300)
+
+
+# ------------------------------------------------------------------ two levels
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")
+def test_two_levels_give_the_true_energys_averages(tmp_path, monkeypatch):
+    """After fit on a poor surrogate runs, free energies and a reloaded model are exact."""
+    lattice = active_lattice(cell(), BINARY)
+    x, p, e, f = exact(table_energy, lattice)
+
+    class Known:
+        """The energy with an identity."""
+
+        fingerprint = "emt"
+        __call__ = staticmethod(table_energy)
+
+    mc = NeuralSGCSampler(cell(), TEMP, BINARY, energy=Known(), seed=1)
+    mc.fit(
+        (600, 1500), {"Au": (0.0, 0.4)}, surrogate={"cutoffs": {2: 2.8}, "max_calls": 8},
+        max_steps=20, validation_samples=16, progress=False,
+    )  # fmt: skip
+    assert mc.energy_calls == mc.surrogate_report.true_calls <= 8
+    wrong = mc.surrogate(lattice, x) - torch.as_tensor(emt_energies())
+    assert wrong.std() > 0.01
+    check_averages(replicas(mc, 12, 120), x, p, e)
+    assert mc.neural_schedule.steps(8) == 2
+    estimate = mc.free_energy(chem_pot=MU, n=800)
+    assert abs(estimate.z(f)) < 4 and 0.02 < estimate.ness < 1
+    q = mc.get_thermodynamic_quantities()
+    assert q["energy_calls"] == mc.energy_calls > 1000 and 0 < q["surrogate_error"] < 0.1
+
+    (tmp_path / "models").mkdir()
+    mc.save(tmp_path / "models" / "emt.nn")
+    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "models"))
+    again = NeuralSGCSampler(cell(), TEMP, BINARY, energy=Known(), seed=1)
+    again.run(50, chem_pot=MU)
+    assert again.surrogate.fingerprint == mc.surrogate.fingerprint
+    assert str(again.surrogate_report) == str(mc.surrogate_report)
+    assert 0 < again.energy_calls <= 60
+    other = NeuralSGCSampler(cell(), TEMP, BINARY, energy=table_energy, seed=1)
+    other.run(10, chem_pot=MU)
+    assert other.trained is None
+
+
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+def test_fit_chooses_what_to_train_on():
+    """surrogate=None trains on the energy itself, as energies with flips do; bad ones fail."""
+    lattice = Lattice.square(2)
+    atoms = lattice.atoms(np.zeros(4, int))
+    short = {"max_steps": 2, "validation_samples": 16, "progress": False}
+    box = ((9000, 20000), {"Au": (-0.1, 0.1)})
+
+    def energy(lattice, x):
+        return 0.1 * (x[:, 0] == x[:, 1]).double()
+
+    mc = NeuralSGCSampler(atoms, 9000, BINARY, energy=energy, seed=1)
+    mc.fit(*box, surrogate=None, **short)
+    assert mc.surrogate is None and not mc.trained.model.needs_fields
+    fitted = fit_surrogate(energy, mc.lattice, mc.trained.range, max_calls=4, seed=1)
+    mc.fit(*box, surrogate=fitted, **short)
+    assert mc.surrogate is fitted.energy and mc.surrogate_report is fitted.report
+    rich = NeuralSGCSampler(atoms, 9000, BINARY, energy=ising_energy(mc.lattice), seed=1)
+    rich.fit(*box, **short)
+    with pytest.raises(TypeError, match="surrogate must be"):
+        mc.fit(*box, surrogate=3, **short)
+    with pytest.raises(ValueError, match="needs no surrogate"):
+        NeuralSGCSampler(atoms, 9000, BINARY, energy=fitted.energy).fit(
+            *box, surrogate=fitted, **short
+        )
+    with pytest.raises(ValueError, match="unknown chemical potential 'c1_0'"):
+        mc.fit((9000, 20000), {"c1_0": (-0.1, 0.1)}, **short)
+
+
+# ------------------------------------------------------------------ failures
+class Moody(Calculator):
+    """EMT that fails, or returns NaN, for one composition."""
+
+    implemented_properties = ("energy",)
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.emt = how, EMT()
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        """As EMT."""
+        self.results = {"energy": float(self.emt.get_potential_energy(atoms))}
+        if self.how and (atoms.symbols == "Au").sum() == 3:
+            if self.how == "raise":
+                raise RuntimeError("no convergence")
+            self.results["energy"] = float("nan")
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("how", ["nan", "raise"])
+def test_a_failing_energy_names_the_configuration_and_the_run_goes_on(how, biased):
+    """State and averages are those before the failure; irun resumes, averages exact."""
+    state = {"how": how}
+
+    def energy(lattice, x):
+        if state["how"] and (x == 0).sum() == 3:
+            if how == "raise":
+                raise RuntimeError("no convergence")
+            return torch.full((len(x),), torch.nan)
+        return table_energy(lattice, x)
+
+    atoms = cell()
+    lattice = active_lattice(atoms, BINARY)
+    mc = NeuralSGCSampler(atoms, 2000, BINARY, energy=energy, seed=1, neural_interval=None)
+    if biased:
+        getter = ConcentrationObserver(atoms, "Au")
+        bias = BinnedBiasPotential(xmin=0.0, xmax=1.0 + 1e-6, nbins=2, getter=getter)
+        mc.add_bias(bias)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        mc.run(5000, chem_pot={"Au": 0.5})
+    text = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "Au3Cu5" in text
+    n = mc.averager.counter
+    assert 0 < n == mc.current_step < 5000
+    x = lattice.occupations(atoms)
+    assert (x == 0).sum() in (2, 4)
+    own = float(table_energy(lattice, torch.as_tensor(x)[None])) - 0.5 * (x == 0).sum()
+    assert mc.current_energy == pytest.approx(own, abs=1e-9)
+    state["how"] = ""
+    list(mc.irun(50))
+    assert mc.averager.counter == n + 50
+
+
+@pytest.mark.parametrize("how", ["nan", "raise"])
+def test_failures_of_a_calculator_are_named(how):
+    """The same with a calculator on the atoms."""
+    atoms = cell()
+    atoms.calc = Moody(how)
+    mc = NeuralSGCSampler(atoms, 2000, BINARY, seed=1, neural_interval=None)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        mc.run(2000, chem_pot={"Au": 0.5})
+    text = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "Au3Cu5" in text or "Cu5Au3" in text
+    assert int((atoms.symbols == "Au").sum()) in (2, 4)
