@@ -113,21 +113,22 @@ class Cache:
     def add(
         self, lattice: str, occupation: np.ndarray, atoms: Atoms, energy: float, reason: str = ""
     ) -> None:
-        """Write one result, at once or within a second of the last one.
-
-        Raises
-        ------
-        CacheError
-            If the file cannot be written; results that wait are kept for the next attempt.
-        """
-        if max(occupation, default=0) >= len(_DIGITS):
-            raise CacheError(f"a cache can tell {len(_DIGITS)} species apart, not more")
+        """Take one result, to be written by :meth:`flush_if_due` or :meth:`flush`."""
         keys = {"lattice": f"l{lattice}", "occupation": _text(occupation)}
         keys["state"] = "collapsed" if reason else "finished"
         atoms = atoms.copy()
         if not reason:
             atoms.calc = SinglePointCalculator(atoms, energy=energy)
         self._waiting.append((atoms, keys, {"reason": reason} if reason else {}))
+
+    def flush_if_due(self) -> None:
+        """Write what waits, unless something was written less than a second ago.
+
+        Raises
+        ------
+        CacheError
+            As for :meth:`flush`.
+        """
         if time.monotonic() - self._written > _INTERVAL:
             self.flush()
 
@@ -137,7 +138,7 @@ class Cache:
         Raises
         ------
         CacheError
-            If the file cannot be written.
+            If the file cannot be written; what waits is kept for the next attempt.
         """
         if not self._waiting:
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clease_nn.energies.atomic_numbers import atomic_numbers, complete_occupations
-from clease_nn.energies.calculator.cache import Cache
+from clease_nn.energies.calculator.cache import Cache, CacheError
 from clease_nn.energies.calculator.executors import Batch, check_executor
 from clease_nn.energies.calculator.failures import CalculatorError, ExecutorError, Failure, listing
 from clease_nn.energies.calculator.fingerprints import (
@@ -272,51 +272,22 @@ class CalculatorEnergy:
         known = [k for k in todo if k in shelf.failures and shelf.failures[k].final]
         pending = [k for k in todo if k not in shelf.failures]
         pending += [k for k in todo if k in shelf.failures and not shelf.failures[k].final]
-        batch = None
-        done: set[bytes] = set()
-        failed: list[bytes] = []
-
-        def take(k: int, outcome: Outcome) -> None:
-            key = pending[k]
-            done.add(key)
-            if outcome.kind:
-                failed.append(key)
-            self._record(shelf, key, todo[key], numbers[k], outcome)
-
-        if pending:
-            numbers = atomic_numbers(shelf.lattice, np.stack([todo[k] for k in pending]))
-            batch = Batch(self.executor, self._task(shelf), list(numbers))
-            try:
-                with tqdm(total=len(pending), disable=not self.progress, desc="energies") as bar:
-                    for k, outcome in batch:
-                        take(k, outcome)
-                        bar.update()
-                        if len(failed) > self.max_failures:
-                            batch.stop()
-            except BaseException:
-                batch.stop()
-                for k, outcome in batch.finished():
-                    take(k, outcome)
-                raise
-            finally:
-                if self.cache is not None:
-                    self.cache.flush()
+        done, failed, error = self._compute(shelf, pending, todo) if pending else (0, [], None)
         failures = [shelf.failures[k] for k in [*failed, *known]]
-        remaining = len(pending) - len(done)
-        if batch is not None and batch.error is not None:
+        remaining = len(pending) - done
+        if error is not None:
             raise ExecutorError(
                 f"the executor {type(self.executor).__name__} died "
-                f"({type(batch.error).__name__}: {batch.error}); {len(done)} of {len(pending)} "
-                f"structures are finished and kept, {remaining} remain. Set .executor to a new "
-                "one and call again. Workers that cannot import the calculator or its factory "
-                "die so too",
+                f"({type(error).__name__}: {error}); {done} of {len(pending)} structures are "
+                f"finished and kept, {remaining} remain. Set .executor to a new one and call "
+                "again. Workers that cannot import the calculator or its factory die so too",
                 failures,
                 remaining,
-            ) from batch.error
+            ) from error
         if len(failures) > self.max_failures:
             raise CalculatorError(
                 f"{len(failures)} of {len(todo)} structures have no energy (max_failures is "
-                f"{self.max_failures}); {len(done) - len(failed)} energies of this call are kept, "
+                f"{self.max_failures}); {done - len(failed)} energies of this call are kept, "
                 f"{remaining} structures were not started:\n{listing(failures)}",
                 failures,
                 remaining,
@@ -328,6 +299,40 @@ class CalculatorEnergy:
                 CalculatorWarning,
                 stacklevel=4,
             )
+
+    def _compute(
+        self, shelf: _Shelf, pending: list[bytes], rows: dict[bytes, np.ndarray]
+    ) -> tuple[int, list[bytes], BaseException | None]:
+        """Number of structures computed, those that failed, what the executor died of."""
+        numbers = atomic_numbers(shelf.lattice, np.stack([rows[k] for k in pending]))
+        batch = Batch(self.executor, self._task(shelf), list(numbers))
+        done, failed, trouble = 0, [], None
+        bar = tqdm(total=len(pending), disable=not self.progress, desc="energies")
+        try:
+            for k, outcome in batch:
+                self._record(shelf, pending[k], rows[pending[k]], numbers[k], outcome)
+                done += 1
+                failed += [pending[k]] if outcome.kind else []
+                bar.update()
+                try:
+                    if self.cache is not None and trouble is None:
+                        self.cache.flush_if_due()
+                except CacheError as error:
+                    trouble = error
+                if trouble is not None or len(failed) > self.max_failures:
+                    batch.stop()
+        except BaseException:  # interrupted: take what has come meanwhile
+            batch.stop()
+            for k, outcome in batch.finished():
+                self._record(shelf, pending[k], rows[pending[k]], numbers[k], outcome)
+            raise
+        finally:
+            bar.close()
+            if self.cache is not None:
+                self.cache.flush()
+        if trouble is not None:  # written after all, but work was stopped
+            raise trouble
+        return done, failed, batch.error
 
     def _record(
         self, shelf: _Shelf, key: bytes, row: np.ndarray, numbers: np.ndarray, outcome: Outcome
