@@ -34,6 +34,7 @@ from clease.montecarlo.trial_move_generator import TrialMoveGenerator
 from sampler_helpers import binary_atoms, pooled_z
 
 from clease_nn.conditions import Conditions
+from clease_nn.energies.calculator import CalculatorEnergy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease import EnergySampler, NeuralSGCSampler
 from clease_nn.hosts.clease.evaluation import active_lattice
@@ -313,7 +314,39 @@ def test_a_lattice_says_what_each_site_may_carry():
         NeuralSGCSampler(moved, 900, energy=energy, lattice=lattice)
 
 
+def test_vacancies_are_a_species():
+    """ "X" among the symbols: atoms come and go, averages of the calculator are exact."""
+    atoms = bulk("Cu", a=3.6, cubic=True)
+    atoms.calc = EMT()
+    mc = NeuralSGCSampler(atoms, 12000, ["Cu", "X"], seed=1, neural_interval=None)
+    mu = {"Cu": 0.2}
+    x, p, e, _ = exact(CalculatorEnergy(EMT()), mc.lattice, 12000, mu)
+    out = replicas(mc, 12, 300, mu)
+    assert abs(pooled_z([q["energy"] for q in out], float((p * e).sum()))) < 4
+    share = float((p * (x == 1).double().mean(1)).sum())
+    assert abs(pooled_z([q["X_conc"] for q in out], share)) < 4
+
+
 # ------------------------------------------------------------------ bad input
+def test_atoms_changed_behind_the_sampler_are_refused():
+    """Moved atoms, another calculator, a foreign element: the next run says so."""
+    atoms = cell()
+    atoms.calc = EMT()
+    mc = NeuralSGCSampler(atoms, TEMP, BINARY, seed=1, neural_interval=None)
+    mc.run(5, chem_pot=MU)
+    atoms.calc = EMT()
+    with pytest.raises(ValueError, match="another calculator"):
+        mc.run(5)
+    mc = NeuralSGCSampler(atoms, TEMP, BINARY, seed=1, neural_interval=None)
+    atoms.positions[0] += 0.1
+    with pytest.raises(ValueError, match="cell or positions of atoms differ"):
+        mc.run(5, chem_pot=MU)
+    atoms.positions[0] -= 0.1
+    atoms.symbols[3] = "Ag"
+    with pytest.raises(ValueError, match="atom 3 is Ag"):
+        mc.run(5, chem_pot=MU)
+
+
 def test_bad_input_is_refused(tmp_path):
     """Wrong symbols, lattices, energies and observers: the value and the remedy."""
     atoms = cell()
@@ -326,6 +359,9 @@ def test_bad_input_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=match):
             NeuralSGCSampler(atoms, 900, symbols, energy=table_energy)
+    shaped = NeuralSGCSampler(atoms, 900, BINARY, energy=lambda lattice, x: torch.zeros(len(x), 1))
+    with pytest.raises(ValueError, match="returned shape"):
+        shaped.run(1, chem_pot=MU)
     with pytest.raises(TypeError, match="must be callable"):
         NeuralSGCSampler(atoms, 900, BINARY, energy=3)
     mc = NeuralSGCSampler(atoms, 900, BINARY, energy=table_energy)

@@ -86,6 +86,23 @@ def test_icet_expansions_are_exact(interval):
         assert abs(mc.free_energy(chem_pot={"Ag": 0.03}, n=3000).z(f)) < 4
 
 
+@pytest.mark.filterwarnings("ignore:.*self-interact.*")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+def test_models_of_icet_expansions_serve_other_supercells(tmp_path, monkeypatch):
+    """fit through from_mchammer; a larger supercell of the expansion finds the saved model."""
+    calculator = icet_calculator()
+    mc = NeuralSGCSampler.from_mchammer(calculator, TEMP, seed=1)
+    mc.fit((600, 1500), {"Ag": (-0.1, 0.1)}, max_steps=3, validation_samples=16, progress=False)
+    mc.save(tmp_path / "agau.nn")
+    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path))
+    larger = NeuralSGCSampler.from_mchammer(
+        calculator.cluster_expansion, TEMP, structure=bulk("Au", a=4.0) * (2, 2, 3), seed=1
+    )
+    larger.run(100, chem_pot={"Ag": 0.03})
+    assert larger.lattice.n_sites == 12 and larger.trained is not None
+
+
 def test_what_is_no_calculator_of_icet_is_refused():
     """from_mchammer names what it wants."""
     pytest.importorskip("icet")

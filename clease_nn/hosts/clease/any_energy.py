@@ -124,11 +124,11 @@ class EnergySampler(AbstractNeuralSampler):
             raise ValueError(f"atoms must be an ase.Atoms object, got {type(atoms).__name__}")
         check_temperature(temp)
         self._configure(train, seed, neural_interval)
+        self._own_calculator = atoms.calc if energy is None else None
         energy = _energy_of(atoms, energy)
         if lattice is None:
-            lattice = active_lattice(atoms, symbols)
-        else:
-            _check_lattice(atoms, lattice)
+            lattice = active_lattice(atoms, symbols or getattr(generator, "symbols", ()))
+        _check_lattice(atoms, lattice)
         compiled = isinstance(energy, ClusterExpansionEnergy)
         if compiled:
             energy.tables.check_lattice(lattice)
@@ -215,7 +215,13 @@ class EnergySampler(AbstractNeuralSampler):
 
     # ------------------------------------------------------------------ the energy
     def _check_energy(self) -> None:
-        """Energies that are no expansion are taken to be what they were."""
+        """Refuse atoms that have moved or have another calculator than they had."""
+        _check_lattice(self.atoms, self._lattice)
+        if self._own_calculator is not None and self.atoms.calc is not self._own_calculator:
+            raise ValueError(
+                "atoms has another calculator than when the sampler was made; make a new sampler "
+                "for it"
+            )
 
     def _energy_state(self) -> tuple:
         return (*self.evaluator.mu.tolist(), id(self.surrogate))
@@ -317,7 +323,7 @@ class EnergySampler(AbstractNeuralSampler):
         metadata: dict[str, Any] = {"chem_pots": list(chem_pots)}
         ensemble = None
         if isinstance(self._energy, WatchedEnergy):
-            fitted = self._surrogate_for(surrogate, box, seed)
+            fitted = self._surrogate_for(surrogate, box, seed, options.get("progress", True))
             if fitted is None:
                 self._energy.guide(None)
             else:
@@ -334,7 +340,7 @@ class EnergySampler(AbstractNeuralSampler):
             ensemble=ensemble, **options,
         )  # fmt: skip
 
-    def _surrogate_for(self, wish, box, seed: int) -> Surrogate | None:
+    def _surrogate_for(self, wish, box, seed: int, progress: bool) -> Surrogate | None:
         if isinstance(wish, Surrogate):
             wish.energy.tables.check_lattice(self._lattice)
             return wish
@@ -347,7 +353,8 @@ class EnergySampler(AbstractNeuralSampler):
                 "surrogate must be a Surrogate, a mapping with options of fit_surrogate, 'auto' "
                 f"or None, got {wish!r}"
             )
-        return fit_surrogate(self._energy.tolerant, self._lattice, box, **{"seed": seed, **wish})
+        options = {"seed": seed, "progress": progress, **wish}
+        return fit_surrogate(self._energy.tolerant, self._lattice, box, **options)
 
     @property
     def surrogate(self) -> ClusterExpansionEnergy | None:
@@ -466,7 +473,7 @@ def _check_lattice(atoms: Atoms, lattice: Lattice) -> None:
     if max(shift, np.abs(atoms.positions - template.positions).max()) > 1e-3:
         raise ValueError(
             "cell or positions of atoms differ from those of the lattice by more than 1e-3 "
-            "angstrom; make the lattice from these atoms"
+            "angstrom; make lattice and sampler from these atoms"
         )
 
 

@@ -120,11 +120,16 @@ class WatchedEnergy:
         """As a call, but energies may be NaN: fits leave such structures out."""
         self.calls += len(occupations)
         try:
-            out = torch.as_tensor(self.energy(lattice, occupations), dtype=torch.float64)
+            out = torch.as_tensor(self.energy(lattice, occupations)).detach().cpu().double()
         except Exception as error:
             more = f" or one of {len(occupations) - 1} others" if len(occupations) > 1 else ""
             error.add_note(f"the configuration was {self._name(occupations[0])}{more}")
             raise
+        if out.shape != occupations.shape[:1]:
+            raise ValueError(
+                f"the energy returned shape {tuple(out.shape)} for {len(occupations)} "
+                f"configurations; it must return one number each, shape ({len(occupations)},)"
+            )
         return out
 
     @property
@@ -175,7 +180,7 @@ class EnergyEvaluator(MCEvaluator):
             if key not in self._known:
                 x = torch.from_numpy(occupations[None])
                 self.remember(occupations, float(self.energy(self.lattice, x)[0]))
-        except Exception:
+        except BaseException:
             if applied_changes is not None:
                 self.undo_system_changes(applied_changes)
             raise
