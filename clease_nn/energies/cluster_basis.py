@@ -16,7 +16,7 @@ from clease_nn.symmetry import site_permutations
 
 __all__ = ["ClusterBasis", "ClusterOrbit", "site_functions"]
 
-_SHELLS = {2: 6, 3: 3, 4: 2}  # cutoffs grow from as many pair shells by default
+_SHELLS = {2: 6, 3: 4, 4: 3}  # cutoffs grow from as many pair shells by default
 _TOLERANCE = 1e-3  # angstrom
 _MOST_CLUSTERS = 2_000_000
 _MOST_NUMBERS = 2**22  # in a temporary array
@@ -65,7 +65,7 @@ class ClusterBasis:
     lattice : Lattice
     cutoffs : mapping of int to float, optional
         Largest distance in angstrom within clusters of each size (2, 3, ...). Single sites are
-        always there. Default: six shells of pairs, three of triplets, two of quadruplets.
+        always there. Default: six shells of pairs, four of triplets, three of quadruplets.
     permutations : ndarray, shape (operations, sites), optional
         Symmetry as permutations of active sites, a group. Default: that of the supercell.
 
