@@ -1,0 +1,462 @@
+"""Laws of the mchammer drop-in: rows, intervals, observers, containers and restarts."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from ase.units import kB
+
+pytest.importorskip("icet")
+
+from icet.tools import ConstituentStrain
+from mchammer.calculators import ConstituentStrainCalculator, TargetVectorCalculator
+from mchammer.data_containers.data_container import DataContainer
+from mchammer.ensembles import SemiGrandCanonicalEnsemble
+from mchammer.observers import ClusterExpansionObserver, SiteOccupancyObserver
+from mchammer_helpers import rows, system, trained
+
+from clease_nn import NeuralSGCEnsemble
+from clease_nn.warnings import NoModelWarning
+
+T = 900.0
+MU = {"Ag": 0.0, "Au": 0.05}
+
+
+def make(name="binary", mu=MU, host=False, **options):
+    atoms, calculator = system(name)
+    if host:
+        return SemiGrandCanonicalEnsemble(atoms, calculator, T, mu, **options)
+    options.setdefault("neural_interval", None)
+    return NeuralSGCEnsemble(atoms, calculator, T, mu, **options)
+
+
+def with_model(interval=2.0, **options):
+    atoms, calculator = system()
+    model = trained(atoms, calculator)
+    return NeuralSGCEnsemble(
+        atoms, calculator, T, MU, model=model, neural_interval=interval, **options
+    )
+
+
+def last_state(path):
+    return DataContainer.read(str(path))._last_state
+
+
+# ---------------------------------------------------------------------- rows
+def test_positional_arguments_are_those_of_mchammer():
+    """All arguments work by position, in mchammer's order."""
+    atoms, calculator = system()
+    arguments = (atoms, calculator, T, MU, 2 * kB, "tag", 5, None, 60.0, 4, 8, [1.0], None)
+    host = SemiGrandCanonicalEnsemble(*arguments)
+    ours = NeuralSGCEnsemble(*arguments, neural_interval=None)
+    assert ours.ensemble_parameters == host.ensemble_parameters
+    assert (ours.boltzmann_constant, ours.user_tag, ours.random_seed) == (2 * kB, "tag", 5)
+    ours.run(8)
+    host.run(8)
+    assert [list(r) for r in rows(ours)] == [list(r) for r in rows(host)]
+
+
+@pytest.mark.parametrize("name", ["binary", "inactive"])
+def test_rows_are_those_of_mchammer(name):
+    """The same columns in the same rows, the first of the initial structure."""
+    mu = MU if name == "binary" else {"Mg": 0.0, "Zn": 0.05}
+    options = {"ensemble_data_write_interval": 4, "trajectory_write_interval": 6}
+    ours, host = make(name, mu, **options), make(name, mu, host=True, **options)
+    start = ours.structure
+    for mc in (ours, host):
+        mc.run(50)
+    ours, host = rows(ours), rows(host)
+    assert [(r["mctrial"], set(r)) for r in ours] == [(r["mctrial"], set(r)) for r in host]
+    assert ours[0] == host[0]
+    assert ours[0]["occupations"] == start.numbers.tolist()
+
+
+def test_rows_describe_the_configuration():
+    """Potential and counts are those of the occupations in the row, without mu."""
+    mc = make("salt", {"Mg": 0.0, "Zn": 0.1, "O": 0.0, "S": -0.1}, random_seed=1)
+    mc.run(400)
+    for row in rows(mc):
+        numbers = np.array(row["occupations"])
+        assert row["potential"] == mc.calculator.calculate_total(occupations=numbers)
+        counts = [row[f"{s}_count"] for s in ("Mg", "Zn", "O", "S")]
+        assert counts == [(numbers == z).sum() for z in (12, 30, 8, 16)]
+
+
+def test_acceptance_ratio_counts_accepted_steps_of_the_interval():
+    """The acceptance ratio is the share of steps accepted since the last row."""
+
+    def written(every):
+        mc = make(
+            ensemble_data_write_interval=every, trajectory_write_interval=every, random_seed=3
+        )
+        mc.run(300)
+        return rows(mc)
+
+    every_step = written(1)
+    ratios = np.array([row["acceptance_ratio"] for row in every_step])
+    occupations = np.array([row["occupations"] for row in every_step])
+    assert np.array_equal(ratios[1:], (occupations[1:] != occupations[:-1]).any(1))
+    for k, row in enumerate(written(50)[1:]):
+        assert row["acceptance_ratio"] == pytest.approx(ratios[50 * k + 1 : 50 * k + 51].mean())
+
+
+def test_acceptance_ratio_counts_a_neural_move_as_one_step():
+    """With neural moves alone the ratio is that of the neural moves."""
+    mc = with_model(1 / 8, ensemble_data_write_interval=300, random_seed=3)
+    mc.run(300)
+    record = mc.data_container.metadata["chain"]
+    assert record["neural_moves"] == 300 > record["neural_accepted"] > 30
+    assert mc.data_container.get("acceptance_ratio")[1] == record["neural_accepted"] / 300
+
+
+@pytest.mark.parametrize("interval", [None, 2.0, "auto"])
+def test_rows_do_not_depend_on_how_often_they_are_written(interval):
+    """Intervals and observers look at a chain, they do not change it."""
+    trajectories = []
+    for every in (8, 12):
+        options = {
+            "random_seed": 4, "trajectory_write_interval": every,
+            "ensemble_data_write_interval": every,
+        }  # fmt: skip
+        mc = make(**options) if interval is None else with_model(interval, **options)
+        mc.run(240)
+        trajectories.append({r["mctrial"]: r["occupations"] for r in rows(mc)})
+    common = trajectories[0].keys() & trajectories[1].keys()
+    assert len(common) == 11
+    assert all(trajectories[0][k] == trajectories[1][k] for k in common)
+
+
+def test_attributes_are_right_after_a_run():
+    """Structure, configuration, calculator and step agree after run and between runs."""
+    mc = with_model(random_seed=5)
+    for steps in (3, 50, 1000):
+        mc.run(steps)
+        numbers = mc.configuration.occupations
+        assert np.array_equal(mc.structure.numbers, numbers)
+        assert np.array_equal(mc.calculator.cpp_calc.occupations, numbers)
+        change = mc.calculator.calculate_change(
+            sites=[2], current_occupations=numbers, new_site_occupations=[126 - numbers[2]]
+        )
+        other = numbers.copy()
+        other[2] = 126 - numbers[2]
+        totals = [mc.calculator.calculate_total(occupations=x) for x in (numbers, other)]
+        assert change == pytest.approx(totals[1] - totals[0], abs=1e-10)
+        sites = mc.configuration.get_occupations_on_sublattice(0)
+        assert sorted(sites) == sorted(numbers.tolist())
+    assert mc.step == 1053
+
+
+def test_configuration_changed_by_the_user_is_followed():
+    """A run starts from what the user put into the ensemble."""
+    mc = make(random_seed=6)
+    mc.run(100)
+    numbers = mc.configuration.occupations
+    mc.update_occupations([0], [126 - int(numbers[0])])
+    numbers[0] = 126 - numbers[0]
+    mc.run(1)
+    assert (mc.configuration.occupations != numbers).sum() <= 1
+
+
+def test_observers_see_the_configuration_of_the_row():
+    """Observers attached to the ensemble report what the occupations of the row say."""
+    mc = make(random_seed=7, trajectory_write_interval=4)
+    expansion = mc.calculator.cluster_expansion
+    space = expansion.get_cluster_space_copy()
+    mc.attach_observer(ClusterExpansionObserver(expansion, interval=4), tag="energy")
+    sites = {"first": [0, 1], "rest": list(range(2, 8))}
+    mc.attach_observer(SiteOccupancyObserver(space, mc.structure, sites, interval=8))
+    mc.run(200)
+    seen = 0
+    for row in rows(mc):
+        structure = mc.structure
+        structure.numbers = row["occupations"]
+        assert row["energy"] == pytest.approx(expansion.predict(structure), abs=1e-10)
+        if row["mctrial"] % 8 == 0:
+            seen += 1
+            share = np.mean(structure.numbers[2:] == 79)
+            assert row["sof_rest_Au"] == pytest.approx(share)
+    assert seen == 26
+
+
+def test_boltzmann_constant_is_honoured():
+    """Only the product of temperature and Boltzmann constant counts."""
+    atoms, calculator = system()
+    a = NeuralSGCEnsemble(atoms, calculator, T, MU, random_seed=8, neural_interval=None)
+    b = NeuralSGCEnsemble(
+        atoms, calculator, 0.5 * T, MU, 2 * kB, random_seed=8, neural_interval=None
+    )
+    for mc in (a, b):
+        mc.run(400)
+    assert rows(a) == rows(b)
+
+
+def test_zero_temperature_goes_downhill():
+    """At zero temperature no move uphill is accepted, as in mchammer."""
+    atoms, calculator = system()
+    mc = NeuralSGCEnsemble(atoms, calculator, 0, {"Ag": 0, "Au": 0.0}, random_seed=1)
+    mc.run(400)
+    potential = mc.data_container.get("potential")
+    assert (np.diff(potential) <= 1e-12).all() and potential[-1] < potential[0]
+
+
+# ---------------------------------------------------------------------- containers, restart
+def test_containers_open_without_this_package(tmp_path):
+    """A file written here is read by plain mchammer where this package does not exist."""
+    mc = with_model(random_seed=1, dc_filename=str(tmp_path / "run.dc"))
+    mc.run(400)
+    code = (
+        "import sys; sys.modules['clease_nn'] = None\n"
+        "from mchammer import DataContainer\n"
+        f"dc = DataContainer.read({str(tmp_path / 'run.dc')!r})\n"
+        "print(dc.get_average('Au_count'), len(dc.get('trajectory')), dc.metadata['method'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mean, n, *method = out.stdout.split()
+    assert float(mean) == pytest.approx(mc.data_container.get_average("Au_count"))
+    assert int(n) == 51 and "neural" in method
+
+
+def test_metadata_are_plain_json():
+    """Provenance is JSON; the parameters are those of mchammer and nothing else."""
+    mc = with_model("auto", random_seed=1)
+    mc.run(100)
+    assert json.loads(json.dumps(dict(mc.data_container.metadata)))["chain"]["step"] == 100
+    assert set(mc.data_container.ensemble_parameters) == {
+        "temperature", "mu_Ag", "mu_Au", "n_atoms",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("interval", [None, 1.5, "auto"])
+@pytest.mark.parametrize("first", [80, 83, 5])
+def test_restart_goes_on_bit_by_bit(interval, first, tmp_path):
+    """run(a), a file, run(b) is run(a + b), wherever a lies between rows and neural moves."""
+    start = make if interval is None else lambda **k: with_model(interval, **k)
+    whole = start(random_seed=9)
+    whole.run(400)
+    part = start(random_seed=9, dc_filename=str(tmp_path / "run.dc"))
+    part.run(first)
+    again = start(random_seed=77, dc_filename=str(tmp_path / "run.dc"))
+    assert again.step == first
+    again.run(400 - first)
+    assert rows(again) == rows(whole)
+    assert np.array_equal(again.configuration.occupations, whole.configuration.occupations)
+    if interval == 1.5:
+        assert again.data_container.metadata["chain"] == whole.data_container.metadata["chain"]
+
+
+def test_two_runs_are_one():
+    """run(a) and then run(b) on the same object is run(a + b)."""
+    whole, parts = with_model(random_seed=2), with_model(random_seed=2)
+    whole.run(300)
+    for steps in (37, 3, 200, 60):
+        parts.run(steps)
+    assert rows(parts) == rows(whole)
+
+
+def test_seeds_fix_runs():
+    """The same seed gives the same rows, another one others."""
+    runs = []
+    for seed in (1, 1, 2):
+        mc = with_model(random_seed=seed)
+        mc.run(200)
+        runs.append(rows(mc))
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("first", [40, 43])
+def test_mchammer_goes_on_with_our_container(first, tmp_path):
+    """mchammer restarts from a file written here, at its step and configuration."""
+    path = str(tmp_path / "run.dc")
+    ours = with_model(random_seed=3, dc_filename=path)
+    ours.run(first)
+    host = make(host=True, dc_filename=path)
+    assert host.step == first
+    assert np.array_equal(host.configuration.occupations, ours.configuration.occupations)
+    host.run(80 - first)
+    assert [r["mctrial"] for r in rows(host)] == list(range(0, 81, 8))
+    assert rows(host)[: len(rows(ours))] == rows(ours)
+
+
+@pytest.mark.parametrize("first", [40, 43])
+def test_we_go_on_with_the_container_of_mchammer(first, tmp_path):
+    """A run of mchammer is gone on with here, and by mchammer again."""
+    path = str(tmp_path / "run.dc")
+    host = make(host=True, random_seed=3, dc_filename=path)
+    host.run(first)
+    ours = with_model(dc_filename=path)
+    assert ours.step == first
+    assert np.array_equal(host.configuration.occupations, ours.configuration.occupations)
+    ours.run(80 - first)
+    assert rows(ours)[: len(rows(host))] == rows(host)
+    third = make(host=True, dc_filename=path)
+    third.run(40)
+    assert [r["mctrial"] for r in rows(third)] == list(range(0, 121, 8))
+
+
+def test_random_numbers_are_not_used_twice(tmp_path):
+    """After steps of mchammer the chain goes on with fresh random numbers."""
+    path = str(tmp_path / "run.dc")
+    make(random_seed=3, dc_filename=path).run(40)
+    make(host=True, dc_filename=path).run(40)
+    seed = DataContainer.read(path).metadata["chain"]["seed"]
+    ours = make(dc_filename=path)
+    ours.run(8)
+    assert ours.data_container.metadata["chain"]["seed"] != seed
+
+
+def test_container_of_other_parameters_is_refused(tmp_path):
+    """mchammer's own error names the parameters that differ."""
+    path = str(tmp_path / "run.dc")
+    make(dc_filename=path).run(8)
+    with pytest.raises(ValueError, match="Ensemble parameters do not match"):
+        make(mu={"Ag": 0.0, "Au": 0.06}, dc_filename=path)
+
+
+def test_interrupted_run_is_consistent_and_goes_on(monkeypatch):
+    """Ctrl-C within a block takes it back; going on gives the run without interruption."""
+    whole, mc = with_model(random_seed=4), with_model(random_seed=4)
+    whole.run(400)
+    mc.run(50)
+    written = mc.calculator.set_occupations
+    calls = []
+
+    def interrupted(occupations):
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        written(occupations)
+
+    monkeypatch.setattr(mc.calculator, "set_occupations", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mc.run(350)
+    assert 50 < mc.step < 400
+    assert np.array_equal(mc.calculator.cpp_calc.occupations, mc.configuration.occupations)
+    mc.run(400 - mc.step)
+    assert np.array_equal(mc.configuration.occupations, whole.configuration.occupations)
+    assert rows(mc)[-1] == rows(whole)[-1]
+
+
+# ---------------------------------------------------------------------- other calculators
+def strain_calculator():
+    atoms, calculator = system()
+    expansion = calculator.cluster_expansion
+    strain = ConstituentStrain(
+        supercell=atoms,
+        primitive_structure=expansion.primitive_structure,
+        chemical_symbols=["Ag", "Au"],
+        concentration_symbol="Ag",
+        strain_energy_function=lambda k, c: 0.02 * c * (1 - c),
+    )
+    return atoms, ConstituentStrainCalculator(strain, expansion)
+
+
+def test_constituent_strain_is_left_to_mchammer():
+    """A calculator that is more than an expansion gives mchammer's own rows, with a warning."""
+    atoms, calculator = strain_calculator()
+    host = SemiGrandCanonicalEnsemble(atoms, calculator, T, MU, random_seed=5)
+    host.run(64)
+    with pytest.warns(NoModelWarning, match="ConstituentStrainCalculator.*own speed"):
+        ours = NeuralSGCEnsemble(atoms, calculator, T, MU, random_seed=5)
+    ours.run(64)
+    assert rows(ours) == rows(host)
+    with pytest.raises(TypeError, match="more than a cluster expansion"):
+        ours.fit((300, 900), {"Au": (0, 1)})
+
+
+def test_calculators_without_energy_differences_are_refused():
+    """A calculator that cannot give differences cannot drive a chain, and is refused at once."""
+    atoms, calculator = system()
+    space = calculator.cluster_expansion.get_cluster_space_copy()
+    target = TargetVectorCalculator(atoms, space, np.zeros(len(space)))
+    with pytest.raises(TypeError, match="TargetVectorCalculator gives no energy differences"):
+        NeuralSGCEnsemble(atoms, target, T, MU)
+
+
+def test_own_trial_steps_are_honoured():
+    """A subclass with trial steps of its own gets those."""
+
+    class Lazy(NeuralSGCEnsemble):
+        def _do_trial_step(self):
+            return 0
+
+    atoms, calculator = system()
+    mc = Lazy(atoms, calculator, T, MU, neural_interval=None)
+    mc.run(100)
+    assert mc.structure == atoms
+
+
+# ---------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mu": {"Ag": 0.0}}, ValueError, "potential of Au is missing"),
+        ({"mu": {"Ag": 0.0, "Au": 0.0, "Pd": 1.0}}, ValueError, "unknown species 'Pd'"),
+        ({"mu": {"Ag": 0.0, "Qq": 0.0}}, ValueError, "unknown species 'Qq'"),
+        ({"mu": {"Ag": 0.0, "Au": np.nan}}, ValueError, "of Au must be finite"),
+        ({"mu": {"Ag": 0.0, "Au": "high"}}, TypeError, "of Au must be a number"),
+        ({"mu": [0.0, 0.1]}, TypeError, "mapping from elements"),
+        ({"temperature": -5.0}, ValueError, "temperature must be zero or positive"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number"),
+        ({"boltzmann_constant": 0.0}, ValueError, "boltzmann_constant must be positive"),
+        ({"sublattice_probabilities": [0.5, 0.5]}, ValueError, "one number for each of the 1"),
+        ({"sublattice_probabilities": [0.0]}, ValueError, "not all zero"),
+        ({"sublattice_probabilities": [-1.0]}, ValueError, "not negative"),
+        ({"neural_interval": -1.0}, ValueError, "neural_interval"),
+        ({"out_of_range": "ignore"}, ValueError, "out_of_range"),
+        ({"model": 5}, TypeError, "model must be"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(options, error, message):
+    """Wrong arguments are named before anything runs."""
+    atoms, calculator = system()
+    options = dict(options)
+    mu, temperature = options.pop("mu", MU), options.pop("temperature", T)
+    with pytest.raises(error, match=message):
+        NeuralSGCEnsemble(atoms, calculator, temperature, mu, **options)
+
+
+def test_inactive_sublattices_cannot_be_chosen():
+    """A probability for a sublattice where nothing can change is refused."""
+    with pytest.raises(ValueError, match="sublattice of O has the probability"):
+        make("inactive", {"Mg": 0, "Zn": 0, "O": 0}, sublattice_probabilities=[0.5, 0.5])
+
+
+def test_frozen_species_need_no_chemical_potential():
+    """Species of frozen sublattices need no chemical potential, as in mchammer."""
+    mc = make("salt", {"Mg": 0.0, "Zn": 0.1}, sublattice_probabilities=[1.0, 0.0])
+    mc.run(50)
+    assert rows(mc)[-1]["S_count"] == rows(mc)[0]["S_count"]
+
+
+def test_structure_of_other_species_is_refused():
+    """A structure with a species that the expansion does not allow is refused by name."""
+    atoms, calculator = system()
+    atoms.symbols[3] = "Pd"
+    with pytest.raises(ValueError, match="atom 3 is Pd"):
+        NeuralSGCEnsemble(atoms, calculator, T, MU)
+
+
+def test_calculator_of_another_supercell_is_refused():
+    """The calculator must belong to the structure."""
+    atoms, _ = system()
+    _, calculator = system(size=(4, 2, 1))
+    with pytest.raises(ValueError, match="structure of the ensemble"):
+        NeuralSGCEnsemble(atoms, calculator, T, MU)
+
+
+def test_steps_must_be_an_integer():
+    """mchammer's own check of the number of steps comes through."""
+    with pytest.raises(TypeError, match="must be an integer"):
+        make().run(10.0)
+
+
+def test_no_warning_without_need():
+    """neural_interval=None asks for no model and warns of none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoModelWarning)
+        make().run(10)
+    with pytest.warns(NoModelWarning, match="no trained model"):
+        make(neural_interval="auto").run(10)
