@@ -73,7 +73,7 @@ def ridge(basis: ClusterBasis, features: np.ndarray, energies: np.ndarray) -> Ri
     where :math:`J_o = c_o / |o|` is the energy of a single cluster and its expected square
     :math:`v_o = |o|^{-1} a^{2k} r^{-2p}` falls with the size k and the diameter r of the cluster.
     (Without decay every feature is expected to contribute alike to the energies of random
-    structures, ``Phi_o`` having the variance 1/|o| there.) The penalty and the decays a, p
+    structures, ``Phi_o`` having the variance ``1/|o|`` there.) The penalty and the decays a, p
     have the least leave-one-out error, in closed form :math:`r_n / (1 - H_{nn})` with H the hat
     matrix [1]_. More features than structures are no problem.
 
