@@ -89,7 +89,8 @@ class WatchedEnergy:
 
     def __init__(self, energy: EnergyModel, lattice: Lattice):
         self.energy, self.lattice, self.calls = energy, lattice, 0
-        self._paid_before = getattr(energy, "calls", None)
+        calls = getattr(energy, "calls", None)
+        self._paid_before = calls if isinstance(calls, int) else None
         self.surrogate: ClusterExpansionEnergy | None = None
         self.surrogate_report: SurrogateReport | None = None
         for name in ("flip_energies", "partial_fields"):
@@ -177,17 +178,19 @@ class EnergyEvaluator(MCEvaluator):
         try:
             occupations = self.lattice.occupations(self.atoms)
             key = occupations.tobytes()
-            if key not in self._known:
-                x = torch.from_numpy(occupations[None])
-                self.remember(occupations, float(self.energy(self.lattice, x)[0]))
+            energy = self._known.get(key)
+            if energy is None:
+                energy = float(self.energy(self.lattice, torch.from_numpy(occupations[None]))[0])
         except BaseException:
             if applied_changes is not None:
                 self.undo_system_changes(applied_changes)
             raise
-        return self._known[key] - float(self.mu[occupations].sum())
+        self.remember(occupations, energy)
+        return energy - float(self.mu[occupations].sum())
 
     def remember(self, occupations: np.ndarray, energy: float) -> None:
-        """Note E (eV, without chemical potential) of a configuration."""
+        """Note E (eV, without chemical potential) of a configuration; the oldest is forgotten."""
+        self._known.pop(occupations.tobytes(), None)
         if len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[occupations.tobytes()] = energy
