@@ -1,5 +1,6 @@
 """Exports: what goes out says what it is, comes back equal, and is never half a file."""
 
+import contextlib
 import json
 import resource
 import sqlite3
@@ -203,10 +204,16 @@ def test_databases_of_others_are_not_overwritten(tmp_path):
     assert ase.db.connect(path).count() == 2
     theirs = tmp_path / "dft.db"
     ase.db.connect(theirs).write(to_atoms(c)[0])
-    before = theirs.read_bytes()
-    with pytest.raises(FileExistsError, match="not overwritten"):
-        write(theirs, c)
-    assert theirs.read_bytes() == before
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE x (y)")
+    text = tmp_path / "text.db"
+    text.write_text("hello")
+    for file in (theirs, other, text):
+        before = file.read_bytes()
+        with pytest.raises(FileExistsError, match="not overwritten"):
+            write(file, c)
+        assert file.read_bytes() == before
 
 
 @pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")

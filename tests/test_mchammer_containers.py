@@ -115,14 +115,16 @@ def test_rows_are_the_hosts(system, rocksalt):
         assert dc.metadata["provenance"]["seed"] == 1
 
 
-def test_the_host_goes_on_from_a_written_container(system, tmp_path):
-    """A file of ours restarts mchammer's ensemble; the rows stay evenly spaced."""
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning")
+@pytest.mark.parametrize("ensemble", [SemiGrandCanonicalEnsemble, host.NeuralSGCEnsemble])
+def test_ensembles_go_on_from_a_written_container(ensemble, system, tmp_path):
+    """A file of ours restarts mchammer's ensemble and ours; the rows stay evenly spaced."""
     structure, expansion, _, _ = system
     path = str(tmp_path / "run.dc")
     dc = to_data_container(draws(system, 200), resample=4)
     dc.write(path)
     calculator = ClusterExpansionCalculator(structure, expansion)
-    mc = SemiGrandCanonicalEnsemble(structure, calculator, TEMPERATURE, MU, dc_filename=path)
+    mc = ensemble(structure, calculator, TEMPERATURE, MU, dc_filename=path)
     assert mc.step == (len(dc.data) - 1) * 8
     assert (mc.structure.numbers == dc.get("trajectory")[-1].numbers).all()
     mc.run(80)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sqlite3
 from pathlib import Path
 
 import ase.db
@@ -99,8 +102,8 @@ def write_db(path: str | os.PathLike, c: Configurations) -> None:
     """
     if Path(path).exists() and not _own(path):
         raise FileExistsError(
-            f"{path} is a database of other structures, which is not overwritten; choose another "
-            "name, or add the structures of to_atoms() to it yourself"
+            f"{path} is no database of configurations, but of something else, which is not "
+            "overwritten; choose another name, or add the structures of to_atoms() to it yourself"
         )
     images = to_atoms(c)
     with replacing(path) as temporary, _connect(temporary) as db:
@@ -116,7 +119,11 @@ def _connect(path):
 
 
 def _own(path) -> bool:
+    """Whether a file is a database of :func:`write_db`, without touching it."""
+    query = "SELECT value FROM information WHERE name = 'metadata'"
     try:
-        return "clease_nn" in _connect(path).metadata
-    except Exception:  # whatever it is, it is not ours
+        uri = f"{Path(path).absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            return "clease_nn" in json.loads(connection.execute(query).fetchone()[0])
+    except (sqlite3.Error, TypeError, ValueError):
         return False
