@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.units import kB
 from clease.montecarlo import Montecarlo, RandomFlip, RandomFlipWithinBasis
@@ -38,12 +40,15 @@ from clease_nn.hosts.clease.evaluation import (
 from clease_nn.hosts.clease.guided import GuidedSystem, expansion_to_json
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import ModelService, System
+from clease_nn.sampler import ModelService, Schedule, System
 from clease_nn.single_chain import AbstractChain, EnergyChain, SingleChain
+from clease_nn.statistics import independence_acceptance
 from clease_nn.surrogate import DelayedAcceptanceChain, Surrogate, SurrogateReport, fit_surrogate
 
 __all__ = ["EnergySampler"]
 
+_TRIALS = 32  # proposals that tell how many neural moves would be accepted
+_EVERY = (2, 20)  # steps between neural moves where every step costs an energy
 _NEED_EXPANSION = (CorrelationFunctionObserver, MultiStateSGCConcObserver, SGCObserver)
 
 
@@ -77,8 +82,8 @@ class EnergySampler(AbstractNeuralSampler):
     lattice : Lattice, optional
         Active sites and species of ``atoms``, where they are not what ``symbols`` says.
     model, train, out_of_range, seed, neural_interval
-        As in :class:`~clease_nn.hosts.clease.NeuralSGCSampler`. The default interval is every
-        other step where each step costs an energy.
+        As in :class:`~clease_nn.hosts.clease.NeuralSGCSampler`. Where each step costs an energy,
+        "auto" makes every second to twentieth step a neural move, by its acceptance.
 
     Raises
     ------
@@ -243,10 +248,25 @@ class EnergySampler(AbstractNeuralSampler):
             self._chained_with = self.surrogate
         return super()._chain_with(observing)
 
-    def _pilot(self) -> SingleChain | None:
+    def _plan(self, neural, groups, conditions, occupations) -> Schedule:
         if isinstance(self._energy, ClusterExpansionEnergy):
-            return self._new_chain(True)
-        return None
+            pilot = self._new_chain(True)
+            return self._plan_by(pilot, neural, groups, conditions, occupations)
+        n_free = len(neural.free)
+        if self.surrogate is None:
+            reason = "every step costs one energy: every other one is a neural move"
+            return Schedule(2 / n_free, reason=reason)
+        cheap = copy.copy(neural)
+        cheap.ensemble = SemiGrandCanonical(self.surrogate)
+        cheap.rng = torch.Generator().manual_seed(0)
+        log_w = cheap.draw(occupations, _TRIALS)[1]
+        acceptance = independence_acceptance(log_w) if np.isfinite(log_w).any() else 0.0
+        every = round(float(np.clip(1 / max(acceptance, 1e-9), *_EVERY)))
+        reason = (
+            f"every step costs one energy, {acceptance:.2g} of the neural moves would be accepted "
+            f"on the surrogate: one every {every} steps"
+        )
+        return Schedule(every / n_free, None, acceptance=acceptance, reason=reason)
 
     def _loaded_energy(self, conditions: Conditions, occupations: np.ndarray) -> float:
         return self.evaluator.get_energy()

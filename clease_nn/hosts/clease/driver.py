@@ -66,9 +66,9 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         self.evaluator.apply_system_changes(move, keep=True)
         self.evaluator.get_energy()
 
-    def _pilot(self) -> SingleChain | None:
-        """A cheap chain that plans neural moves, if there is one."""
-        return None
+    @abstractmethod
+    def _plan(self, neural: NeuralMoves, groups, conditions, occupations) -> Schedule:
+        """How often to make neural moves at a condition."""
 
     # ------------------------------------------------------------------ set up
     def _configure(self, train, seed: int | None, neural_interval) -> None:
@@ -226,7 +226,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         )  # fmt: skip
         if self._schedule is None:
             occupations = self._lattice.occupations(self.atoms)
-            schedule = self._schedule_for(neural, moves.groups, conditions, occupations, n_free)
+            schedule = self._schedule_for(neural, moves.groups, conditions, occupations)
             every = schedule.steps(n_free)
             if every > self._planned_steps:
                 few = f"; none in {self._planned_steps} steps, since one is due every {every}"
@@ -241,7 +241,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         chain.set(conditions.kT.item(), conditions.mu[0].numpy(), groups)
         chain.load(occupations, self._loaded_energy(conditions, occupations))
 
-    def _schedule_for(self, neural, groups, conditions, occupations, n_free) -> Schedule:
+    def _schedule_for(self, neural, groups, conditions, occupations) -> Schedule:
         if self._neural_interval != "auto":
             return Schedule(
                 float(self._neural_interval),
@@ -254,21 +254,16 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         length = self._planned_steps.bit_length()
         key = (length, conditions.temperature.item(), *mu, groups.reachable.tobytes())
         if key not in self._schedules:
-            self._schedules[key] = self._plan(neural, groups, conditions, occupations, n_free)
+            self._schedules[key] = self._plan(neural, groups, conditions, occupations)
         return self._schedules[key]
 
-    def _plan(self, neural, groups, conditions, occupations, n_free) -> Schedule:
-        pilot = self._pilot()
-        if pilot is None:
-            return Schedule(
-                2 / n_free,
-                reason="every step costs one energy, so every other step is a neural move",
-            )
+    def _plan_by(self, pilot: SingleChain, neural, groups, conditions, occupations) -> Schedule:
+        """A schedule from a pilot run of a compiled chain."""
         self._load(pilot, conditions, groups, occupations)
         trial = copy.copy(neural)
         trial.rng = torch.Generator().manual_seed(0)
         trial.block_size = None
-        return plan_schedule(pilot, trial, n_free, self._planned_steps)
+        return plan_schedule(pilot, trial, len(neural.free), self._planned_steps)
 
     @property
     def neural_schedule(self) -> Schedule | None:

@@ -26,7 +26,7 @@ from clease_nn.hosts.clease.expansion import (
 )
 from clease_nn.hosts.clease.observers import BlockAverager, updated_on_demand
 from clease_nn.io import TrainedModel
-from clease_nn.sampler import ModelService
+from clease_nn.sampler import ModelService, Schedule
 from clease_nn.single_chain import SingleChain
 
 __all__ = ["NeuralSGCSampler"]
@@ -284,8 +284,8 @@ class NeuralSGCSampler(AbstractNeuralSampler):
         table = self._expansion.singlet_table if observing else None
         return SingleChain(self._ensemble.energy.tables, table)
 
-    def _pilot(self) -> SingleChain:
-        return self._new_chain(True)
+    def _plan(self, neural, groups, conditions, occupations) -> Schedule:
+        return self._plan_by(self._new_chain(True), neural, groups, conditions, occupations)
 
     def _loaded_energy(self, conditions: Conditions, occupations: np.ndarray) -> float:
         bias = sum(b.calculate_from_scratch(self.atoms) for b in self.bias_potentials)
