@@ -13,7 +13,7 @@ from clease_nn.statistics import integrated_autocorrelation_time
 
 __all__ = ["DelayedAcceptanceChain"]
 
-_PILOT = 256  # recorded points of the pilot run
+_PILOT, _SWEEPS = 512, 16  # recorded points of the pilot run, sweeps between them at first
 _LONGEST = 20_000  # surrogate moves a site and step at most
 _TIMES = 3  # autocorrelation times between two true energies
 
@@ -51,7 +51,7 @@ class DelayedAcceptanceChain(AbstractChain):
     inner : int, optional
         Surrogate moves a step. Default: three autocorrelation times (energy and counts) of the
         surrogate's own chain, measured from the present configuration whenever the condition is
-        set, at least four a site.
+        set, at least 16 a site. A phase that the pilot never leaves is not seen.
 
     Attributes
     ----------
@@ -217,7 +217,7 @@ class DelayedAcceptanceChain(AbstractChain):
         pilot.set(self._kT, self._mu, self._groups)
         pilot.seed(self._pilot_seed.spawn(1)[0])
         pilot.load(self.occupations, self._cheap)
-        stride = 2 * n
+        stride = _SWEEPS * n
         while True:
             pilot.run(_PILOT * stride // 4)
             rows = np.empty((_PILOT, 1 + self.lattice.n_species))
@@ -227,7 +227,7 @@ class DelayedAcceptanceChain(AbstractChain):
             moving = rows[:, np.ptp(rows, axis=0) > 1e-9]
             # a pilot that never moves has seen nothing yet
             tau = max((integrated_autocorrelation_time(c) for c in moving.T), default=_PILOT)
-            wanted = stride * (2 if tau < 1.5 else int(np.ceil(_TIMES * tau)))
+            wanted = stride * (1 if tau < 1.2 else int(np.ceil(_TIMES * tau)))
             if tau < _PILOT / 30 or wanted >= _LONGEST * n:
                 return min(wanted, _LONGEST * n)
             stride *= 4
