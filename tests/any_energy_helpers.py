@@ -10,7 +10,7 @@ from sampler_helpers import pooled_z
 
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.ensemble import SemiGrandCanonical
-from clease_nn.hosts.clease.evaluation import active_lattice
+from clease_nn.hosts.clease.system import active_lattice
 from clease_nn.io import TrainedModel
 from clease_nn.models import AbstractOccupationModel
 

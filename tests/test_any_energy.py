@@ -37,7 +37,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.energies.calculator import CalculatorEnergy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease import EnergySampler, NeuralSGCSampler
-from clease_nn.hosts.clease.evaluation import active_lattice
+from clease_nn.hosts.clease.system import active_lattice
 from clease_nn.lattice import Lattice
 from clease_nn.single_chain import EnergyChain, FlipGroups
 

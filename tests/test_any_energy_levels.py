@@ -20,11 +20,11 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from clease.montecarlo import BinnedBiasPotential
 from clease.montecarlo.observers import ConcentrationObserver
-from sampler_helpers import pooled_z
+from sampler_helpers import FieldModel, pooled_z
 
 from clease_nn.energies.ising import ising_energy
 from clease_nn.hosts.clease import NeuralSGCSampler
-from clease_nn.hosts.clease.evaluation import active_lattice
+from clease_nn.hosts.clease.system import active_lattice
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.surrogate import fit_surrogate
@@ -173,6 +173,11 @@ def test_fit_chooses_what_to_train_on():
     assert mc.surrogate is fitted.energy and mc.surrogate_report is fitted.report
     rich = NeuralSGCSampler(atoms, 9000, BINARY, energy=ising_energy(mc.lattice), seed=1)
     rich.fit(*box, **short)
+    box_of = mc.trained.range
+    with pytest.raises(ValueError, match="needs the fields of an energy that offers none"):
+        NeuralSGCSampler(
+            atoms, 9000, BINARY, energy=energy, model=TrainedModel(FieldModel(), box_of)
+        )
     with pytest.raises(TypeError, match="surrogate must be"):
         mc.fit(*box, surrogate=3, **short)
     with pytest.raises(ValueError, match="needs no surrogate"):

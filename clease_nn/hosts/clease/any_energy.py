@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.units import kB
-from clease.montecarlo import Montecarlo, RandomFlip, RandomFlipWithinBasis
+from clease.montecarlo import Montecarlo
 from clease.montecarlo.observers import (
     CorrelationFunctionObserver,
     LowestEnergyStructure,
@@ -24,20 +24,23 @@ from clease.montecarlo.observers import (
 from clease.montecarlo.trial_move_generator import TrialMoveGenerator
 
 from clease_nn.conditions import Conditions
-from clease_nn.energies.calculator import CalculatorEnergy
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease.checks import check_chemical_potential, check_temperature
-from clease_nn.hosts.clease.constraints import species_indices
 from clease_nn.hosts.clease.driver import AbstractNeuralSampler
 from clease_nn.hosts.clease.evaluation import (
     EnergyAverages,
     EnergyEvaluator,
     WatchedEnergy,
-    active_lattice,
-    fingerprint_of,
 )
 from clease_nn.hosts.clease.guided import GuidedSystem, expansion_to_json
+from clease_nn.hosts.clease.system import (
+    active_lattice,
+    check_on_lattice,
+    energy_of,
+    flips_on,
+    key_of,
+)
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.sampler import ModelService, Schedule, System
@@ -130,21 +133,21 @@ class EnergySampler(AbstractNeuralSampler):
         check_temperature(temp)
         self._configure(train, seed, neural_interval)
         self._own_calculator = atoms.calc if energy is None else None
-        energy = _energy_of(atoms, energy)
+        energy = energy_of(atoms, energy)
         if lattice is None:
             lattice = active_lattice(atoms, symbols or getattr(generator, "symbols", ()))
-        _check_lattice(atoms, lattice)
+        check_on_lattice(atoms, lattice)
         compiled = isinstance(energy, ClusterExpansionEnergy)
         if compiled:
             energy.tables.check_lattice(lattice)
         self._energy = energy if compiled else WatchedEnergy(energy, lattice)
         self._chained_with: ClusterExpansionEnergy | None = None
         kind = System if compiled else GuidedSystem
-        system = kind(lattice, SemiGrandCanonical(self._energy), _key(energy, lattice))
+        system = kind(lattice, SemiGrandCanonical(self._energy), key_of(energy, lattice))
         self._models = ModelService(system, model, out_of_range)
         self._adopt(system)
         if generator is None:
-            generator = _flips(atoms, lattice, symbols)
+            generator = flips_on(atoms, lattice, symbols)
         self._details = bool(observe_singlets)
         self._chemical_potential: dict[str, float] | None = None
         self._begin(EnergyEvaluator(atoms, lattice, self._energy), temp, generator)
@@ -221,7 +224,7 @@ class EnergySampler(AbstractNeuralSampler):
     # ------------------------------------------------------------------ the energy
     def _check_energy(self) -> None:
         """Refuse atoms that have moved or have another calculator than they had."""
-        _check_lattice(self.atoms, self._lattice)
+        check_on_lattice(self.atoms, self._lattice)
         if self._own_calculator is not None and self.atoms.calc is not self._own_calculator:
             raise ValueError(
                 "atoms has another calculator than when the sampler was made; make a new sampler "
@@ -466,61 +469,3 @@ class EnergySampler(AbstractNeuralSampler):
         for _, observer in self.observers:
             out.update(observer.get_averages())
         return out
-
-
-def _energy_of(atoms: Atoms, energy):
-    """The energy model: the user's, or the one of the calculator."""
-    if energy is not None:
-        if not callable(energy):
-            raise TypeError(
-                "energy must be callable, energy(lattice, occupations) -> eV per supercell, got "
-                f"{energy!r}; an ASE calculator belongs to atoms.calc"
-            )
-        return energy
-    if atoms.calc is None:
-        raise ValueError(
-            "atoms has no calculator; set atoms.calc to any ASE calculator, attach CLEASE's with "
-            "clease.calculator.attach_calculator(settings, atoms, eci), or give energy="
-        )
-    return CalculatorEnergy(atoms.calc)
-
-
-def _check_lattice(atoms: Atoms, lattice: Lattice) -> None:
-    """Raise ValueError unless the atoms are a configuration of the lattice."""
-    lattice.occupations(atoms)
-    template = lattice.template
-    shift = np.abs(np.asarray(atoms.cell) - np.asarray(template.cell)).max()
-    if max(shift, np.abs(atoms.positions - template.positions).max()) > 1e-3:
-        raise ValueError(
-            "cell or positions of atoms differ from those of the lattice by more than 1e-3 "
-            "angstrom; make lattice and sampler from these atoms"
-        )
-
-
-def _key(energy, lattice: Lattice) -> str | None:
-    """What models of an energy are looked up by."""
-    fingerprint = fingerprint_of(energy)
-    if isinstance(energy, ClusterExpansionEnergy):
-        return energy.metadata.get("parent", fingerprint)
-    return None if fingerprint is None else f"{fingerprint}-{lattice.fingerprint}"
-
-
-def _flips(atoms: Atoms, lattice: Lattice, symbols: Sequence[str]) -> TrialMoveGenerator:
-    """Flips of every site among those of ``symbols`` (default: all) that it may carry."""
-    chosen = species_indices(symbols, lattice) if symbols else range(lattice.n_species)
-    may = lattice.allowed & np.isin(np.arange(lattice.n_species), chosen)
-    rows, kind = np.unique(may, axis=0, return_inverse=True)
-    groups = [
-        ([lattice.species[a] for a in np.flatnonzero(row)],
-         lattice.site_indices[kind.ravel() == k].tolist())
-        for k, row in enumerate(rows)
-        if row.sum() > 1
-    ]  # fmt: skip
-    if not groups:
-        raise ValueError(
-            f"no site may carry two of the symbols {list(symbols) or list(lattice.species)}"
-        )
-    if len(groups) == 1:
-        return RandomFlip(groups[0][0], atoms, indices=groups[0][1])
-    species, indices = zip(*groups, strict=True)
-    return RandomFlipWithinBasis(list(species), atoms, list(indices))

@@ -1,13 +1,10 @@
-"""Any energy behind CLEASE's interface: active sites, counted energies, evaluator, averages."""
+"""Any energy behind CLEASE's interface: counted energies, CLEASE's evaluator, averages."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers
 from ase.symbols import Symbols
 from clease.montecarlo.mc_evaluator import MCEvaluator
 from clease.montecarlo.observers import MCObserver
@@ -16,56 +13,13 @@ from torch import Tensor
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.energies.protocol import EnergyModel
 from clease_nn.hosts.clease.observers import BlockAverager
+from clease_nn.hosts.clease.system import fingerprint_of
 from clease_nn.lattice import Lattice
 from clease_nn.surrogate import SurrogateReport
-from clease_nn.symmetry import site_permutations
 
-__all__ = ["EnergyAverages", "EnergyEvaluator", "WatchedEnergy", "active_lattice", "fingerprint_of"]
+__all__ = ["EnergyAverages", "EnergyEvaluator", "WatchedEnergy"]
 
 _REMEMBERED = 64  # configurations whose energy the evaluator keeps
-
-
-def active_lattice(atoms: Atoms, symbols: Sequence[str]) -> Lattice:
-    """Lattice on which every atom that is one of ``symbols`` may become any of them.
-
-    Sublattices are the active sites that the space group of the structure, all active sites
-    alike, maps onto one another.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two symbols, one is no element, or no atom carries any.
-
-    Examples
-    --------
-    >>> from ase.build import bulk
-    >>> active_lattice(bulk("NaCl", "rocksalt", a=5.6, cubic=True), ["Na", "K"])
-    Lattice(4 active sites of 8, species K/Na, 1 sublattices)
-    """
-    species = sorted(set(symbols))
-    if len(species) < 2:
-        raise ValueError(f"at least two symbols are needed, got {list(symbols)}")
-    unknown = [s for s in species if s not in atomic_numbers]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no chemical symbol; vacancies are 'X'")
-    sites = np.flatnonzero(np.isin(atoms.get_chemical_symbols(), species))
-    if not len(sites):
-        raise ValueError(
-            f"no atom carries one of the symbols {species}: the atoms are {atoms.symbols}; sites "
-            "whose species may change must carry one of the symbols at the start"
-        )
-    allowed = np.ones((len(sites), len(species)), dtype=bool)
-    orbits = site_permutations(Lattice(atoms, sites, species, allowed)).min(0)
-    sublattices = np.unique(orbits, return_inverse=True)[1].ravel()
-    return Lattice(atoms, sites, species, allowed, sublattices)
-
-
-def fingerprint_of(energy: EnergyModel) -> str | None:
-    """What an energy is recognised by, None where it cannot say."""
-    try:
-        return getattr(energy, "fingerprint", None)
-    except ValueError:  # a calculator without parameters
-        return None
 
 
 class WatchedEnergy:
