@@ -87,10 +87,21 @@ class Gauge:
             )
         return np.array([float(values.get(s, 0.0)) for s in self.species])
 
-    def axes(self, names) -> np.ndarray:
-        """(names, species) chemical potentials, in the fixed gauge, for a unit of each name."""
-        index = [self.species.index(s) for s in self._by_symbol(dict.fromkeys(names))]
-        return self.fixed(np.eye(len(self.species))[index])
+    def axes(self, ranges: Mapping) -> np.ndarray:
+        """(keys, species) chemical potentials, in the fixed gauge, for a unit of each key.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`mu`; ValueError also for a species of an inactive sublattice.
+        """
+        keys = list(self._by_symbol(ranges))
+        fixed = [s for s in keys if s not in self.species]
+        if fixed:
+            raise ValueError(
+                f"the number of {fixed[0]} atoms cannot change; give ranges of {self.species}"
+            )
+        return self.fixed(np.eye(len(self.species))[[self.species.index(s) for s in keys]])
 
     def _by_symbol(self, given) -> dict:
         if not isinstance(given, Mapping) or not given:
