@@ -37,6 +37,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.energies import CalculatorEnergy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease.sampler import NeuralSGCSampler
+from clease_nn.lattice import Lattice
 
 TEMPERATURE = 900
 LARGEST_Z = 6  # once in 10,000 at the 11 degrees of freedom of 12 runs
@@ -57,10 +58,16 @@ class System:
         self.host, self.x, p, e = exact(self.atoms, TEMPERATURE, self.chem_pot)
         self.p, self.e = p.numpy(), e.numpy()
         self.start = self.atoms.copy()
+        self.options = {
+            "model": trained(self.atoms, tuple(self.chem_pot)), "neural_interval": 10
+        }  # fmt: skip
+
+    def begin(self):
+        """A new sampler, from the same start."""
+        self.atoms.numbers = self.start.numbers
         self.mc = NeuralSGCSampler(
-            self.atoms, TEMPERATURE, self.symbols,
-            model=trained(self.atoms, tuple(self.chem_pot)), neural_interval=10, seed=11,
-        )  # fmt: skip
+            self.atoms, self.temperature, self.symbols, seed=11, **self.options
+        )
 
     def share(self, symbol):
         """(states,) share of the sites that carry a species."""
@@ -97,17 +104,14 @@ class AnyEnergy(System):
         self.atoms = bulk("Cu", a=3.8) * (2, 2, 2)
         self.atoms.calc = EMT()
         energy = CalculatorEnergy(EMT())
-        self.mc = NeuralSGCSampler(
-            self.atoms, self.temperature, self.symbols, energy=energy, seed=11,
-            neural_interval=None,
-        )  # fmt: skip
-        self.host = self.mc.lattice
+        self.start = self.atoms.copy()
+        self.options = {"energy": energy, "neural_interval": None}
+        self.host = Lattice.uniform(self.atoms, self.symbols)
         states = SemiGrandCanonical(energy).enumerate(self.host)
         mu = [self.chem_pot.get(s, 0.0) for s in self.host.species]
         at = Conditions([self.temperature], [mu])
         self.x, self.p = states.occupations, states.probabilities(at).numpy()
         self.e = (-states.log_target(at) * at.kT[0]).numpy()
-        self.start = self.atoms.copy()
 
 
 def pooled_z_columns(values, reference):
@@ -116,11 +120,20 @@ def pooled_z_columns(values, reference):
     return [pooled_z(v, r) for v, r in zip(values.T, np.ravel(reference), strict=True)]
 
 
-@pytest.fixture(params=[*SYSTEMS, "any energy"])
-def system(request, tmp_path, monkeypatch):
+@pytest.fixture(scope="module", params=[*SYSTEMS, "any energy"])
+def built(request, tmp_path_factory):
+    if request.param == "any energy":
+        return AnyEnergy()
+    return System(request.param, tmp_path_factory.mktemp("system"))
+
+
+@pytest.fixture
+def system(built, tmp_path, monkeypatch):
     monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
-    return AnyEnergy() if request.param == "any energy" else System(request.param, tmp_path)
+    built.begin()
+    yield built
+    built.mc.reset_eci()
 
 
 # ------------------------------------------------------------------ one check an observer
