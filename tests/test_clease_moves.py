@@ -1,0 +1,551 @@
+"""Neural moves in CLEASE's own Monte Carlo classes: exact with the ratio, refused without it."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from clease.montecarlo import MetaDynamicsSampler, Montecarlo, RandomFlip, RandomSwap, SGCMonteCarlo
+from clease.montecarlo.binned_bias_potential import BinnedBiasPotential
+from clease.montecarlo.constraints import (
+    ConstrainSwapByBasis,
+    FixedElement,
+    FixedIndices,
+    MCConstraint,
+)
+from clease.montecarlo.observers import ConcentrationObserver
+from clease.montecarlo.trial_move_generator import MixedSwapFlip, TrialMoveGenerator
+from sampler_helpers import FieldModel, binary_atoms, exact, pooled_z, rocksalt_atoms, trained
+
+from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.clease import NeuralSGCSampler
+from clease_nn.hosts.clease.moves import (
+    CorrectedMontecarlo,
+    CorrectedSGCMonteCarlo,
+    MixedMoves,
+    NeuralBlockSwap,
+    NeuralGlobalMove,
+    ProposalRatioAcceptance,
+)
+from clease_nn.io import TrainedModel
+from clease_nn.lattice import Lattice
+from clease_nn.models import AnyOrderARM
+from clease_nn.networks import LatticeConvolution
+from clease_nn.sampler import System
+from clease_nn.warnings import OutOfRangeWarning
+
+CHEM_POT = {"c1_0": 0.02}
+T = 900
+
+
+def number_of(occupations):
+    """Index of each configuration of a binary lattice."""
+    x = np.asarray(occupations, dtype=np.int64)
+    return x @ (2 ** np.arange(x.shape[-1]))
+
+
+def visits(mc, host, steps, **run):
+    """Configuration numbers after every step."""
+    if run:
+        mc.run(0, **run)
+    return np.array([number_of(host.occupations(mc.atoms)) for _ in mc.irun(steps)])
+
+
+def scrambled(atoms, host, seed, p=None, states=None):
+    """Put the atoms into a random state, with probabilities ``p`` if given."""
+    rng = np.random.default_rng(seed)
+    k = rng.choice(len(states), p=p)
+    atoms.numbers[:] = host.atoms(states[k]).numbers
+    random.seed(seed)
+
+
+def check_energies(atoms, mc, steps, p, energy, host, states, **run):
+    """z of the mean energy and of the likeliest state's probability, by means of 40 batches.
+
+    The chain starts in equilibrium and forgets within a few steps, far fewer than a batch has.
+    """
+    table = np.full(2**host.n_sites, -1)
+    table[number_of(states)] = np.arange(len(p))
+    scrambled(atoms, host, 0, p, states)
+    seen = table[visits(mc, host, steps, **run)]
+    assert (seen >= 0).all()
+    best = int(np.argmax(p))
+    assert abs(batch_z(energy[seen], float(p @ energy))) < 4
+    assert abs(batch_z(seen == best, p[best])) < 4
+    if isinstance(mc, SGCMonteCarlo):
+        mc.reset_eci()
+
+
+def batch_z(values, exact):
+    """z of the mean of a series, from the means of 40 batches."""
+    return pooled_z(np.asarray(values, dtype=float).reshape(40, -1).mean(1), exact)
+
+
+def reference(atoms, chem_pot=CHEM_POT, temp=T):
+    """(lattice, states, probabilities, E') as arrays."""
+    host, states, p, energy = exact(atoms, temp, chem_pot)
+    return host, states.numpy(), p.numpy(), energy.numpy()
+
+
+def fixed(states, p, energy, n):
+    """The part of the states with ``n`` sites of species 0."""
+    same = (states == 0).sum(1) == n
+    return states[same], p[same] / p[same].sum(), energy[same]
+
+
+# ------------------------------------------------------------------ the right distribution
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_semi_grand_canonical_averages(tmp_path, block_size, mixed):
+    """Global and block moves, alone and among flips, sample exp(-E'/kT)."""
+    atoms = binary_atoms(tmp_path)
+    host, states, p, energy = reference(atoms)
+    moves = NeuralGlobalMove(trained(atoms), atoms, block_size=block_size)
+    if mixed:
+        moves = MixedMoves([(moves, 1.0), (RandomFlip({"Au", "Cu"}, atoms), 2.0)])
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    check_energies(
+        atoms, mc, 2000, p, energy, host, states, call_observers=False, chem_pot=CHEM_POT
+    )
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_canonical_averages(tmp_path, mixed):
+    """Block moves at fixed composition, alone and among swaps, sample exp(-E/kT)."""
+    atoms = binary_atoms(tmp_path, seed=2, scale=0.015)
+    host, *whole = reference(atoms, {})
+    states, p, energy = fixed(*whole, 3)
+    scrambled(atoms, host, 0, p, states)
+    moves = NeuralBlockSwap(trained(atoms), atoms, block_size=5)
+    if mixed:
+        moves = MixedMoves([(moves, 1.0), (RandomSwap(atoms), 1.0)])
+    mc = CorrectedMontecarlo(atoms, T, generator=moves)
+    check_energies(atoms, mc, 2000, p, energy, host, states)
+
+
+def test_an_untrained_network_is_exact(tmp_path):
+    """Random weights cost acceptance and nothing else."""
+    atoms = binary_atoms(tmp_path)
+    host, states, p, energy = reference(atoms)
+    good = trained(atoms)
+    torch.manual_seed(0)
+    network = LatticeConvolution(host, good.range, needs_fields=False)
+    with torch.no_grad():
+        for w in network.parameters():
+            w.add_(0.1 * torch.randn_like(w))
+    bad = TrainedModel(AnyOrderARM(network), good.range, good.metadata)
+    moves = MixedMoves(
+        [(NeuralGlobalMove(bad, atoms), 1.0), (RandomFlip({"Au", "Cu"}, atoms), 1.0)]
+    )
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    check_energies(
+        atoms, mc, 2000, p, energy, host, states, call_observers=False, chem_pot=CHEM_POT
+    )
+
+
+def test_total_variation_with_and_without_the_ratio(tmp_path):
+    """CLEASE's own acceptance is far off with these proposals; with the ratio it is right."""
+
+    class Forgetful(CorrectedSGCMonteCarlo):
+        """Takes the ratio and ignores it: what a plain acceptance does."""
+
+        def _do_accept(self, current_energy, new_energy):
+            self._undecided.take_log_ratio()
+            self._undecided = None
+            return Montecarlo._do_accept(self, current_energy, new_energy)
+
+    atoms = binary_atoms(tmp_path)
+    host, states, p, energy = reference(atoms)
+    levels, level = np.unique(energy.round(6), return_inverse=True)
+    exact_share = np.bincount(level, p)
+    table = np.empty(256, dtype=int)
+    table[number_of(states)] = level
+    total_variation = {}
+    n = 4000
+    for cls in (Forgetful, CorrectedSGCMonteCarlo):
+        scrambled(atoms, host, 5, p, states)
+        moves = NeuralGlobalMove(trained(atoms, softness=0.9), atoms)
+        mc = cls(atoms, T, ["Au", "Cu"], generator=moves)
+        seen = table[visits(mc, host, n, call_observers=False, chem_pot=CHEM_POT)]
+        share = np.bincount(seen, minlength=len(levels)) / n
+        total_variation[cls] = 0.5 * np.abs(share - exact_share).sum()
+        mc.reset_eci()
+    # the mean of |share - p| of n independent draws
+    noise = 0.5 * np.sqrt(2 * exact_share * (1 - exact_share) / (math.pi * n)).sum()
+    assert total_variation[CorrectedSGCMonteCarlo] < 3 * noise  # the chain repeats itself
+    assert total_variation[Forgetful] > 8 * noise
+
+
+def test_two_sublattices(tmp_path):
+    """On rocksalt no species leaves its sublattice, and the canonical averages are exact."""
+    atoms = rocksalt_atoms(tmp_path)
+    host, states, p, energy = reference(atoms, {})
+    start = atoms.numbers.copy()
+    on = host.sublattices == host.sublattices[0]
+    key = np.stack(
+        [(states[:, on] == a).sum(1) for a in range(4)] + [(states == a).sum(1) for a in range(4)],
+        1,
+    )
+    _, inverse, counts = np.unique(key, axis=0, return_inverse=True, return_counts=True)
+    same = inverse.ravel() == int(np.argmax(counts))
+    states, p, energy = states[same], p[same] / p[same].sum(), energy[same]
+    number = {x.tobytes(): k for k, x in enumerate(states)}
+    model = TrainedModel(
+        FieldModel(0.8), ConditionRange((300, 3000), [-0.3], [0.3], [[0, 1.0, 0, 0]]),
+        {**trained(atoms).metadata},
+    )  # fmt: skip
+    scrambled(atoms, host, 0, p, states)
+    moves = NeuralBlockSwap(model, atoms, block_size=6)
+    moves.add_constraint(ConstrainSwapByBasis(atoms, atoms.calc.settings.index_by_basis))
+    mc = CorrectedMontecarlo(atoms, T, generator=moves)
+    seen = [number[host.occupations(atoms).tobytes()] for _ in mc.irun(1600)]
+    atoms.numbers[:] = start
+    assert abs(batch_z(energy[seen], float(p @ energy))) < 4
+
+
+def test_constraints_reject_and_clamp(tmp_path):
+    """The restricted distribution is exact under clamps, inserts and constraints of one's own."""
+
+    class NoMoreThanFive(MCConstraint):
+        """At most five Au."""
+
+        def __init__(self, atoms):
+            self.atoms = atoms
+
+        def __call__(self, changes):
+            n = int((self.atoms.numbers == 79).sum())
+            return n + sum((c.new_symb == "Au") - (c.old_symb == "Au") for c in changes) <= 5
+
+    atoms = binary_atoms(tmp_path)
+    host, states, p, energy = reference(atoms)
+    au = host.species.index("Au")
+    inside = ((states == au).sum(1) <= 5) & (states[:, 1] == au) & (states[:, 4] != au)
+    states, p, energy = states[inside], p[inside] / p[inside].sum(), energy[inside]
+
+    moves = MixedMoves(
+        [(NeuralGlobalMove(trained(atoms), atoms), 1.0), (RandomFlip({"Au", "Cu"}, atoms), 1.0)]
+    )
+    moves.add_constraint(FixedIndices([1, 4]))
+    moves.add_constraint(NoMoreThanFive(atoms))
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    check_energies(
+        atoms, mc, 2000, p, energy, host, states, call_observers=False, chem_pot=CHEM_POT
+    )
+
+
+def test_fixed_elements_stay(tmp_path):
+    """Sites with a fixed element keep it and no other site gets it."""
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[[0, 3]] = "Au"
+    moves = NeuralGlobalMove(trained(atoms), atoms)
+    moves.add_constraint(FixedElement("Au"))
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    mc.run(30, chem_pot=CHEM_POT)
+    assert mc.num_accepted == 0 and np.flatnonzero(atoms.symbols == "Au").tolist() == [0, 3]
+    mc.reset_eci()
+
+
+def test_swaps_follow_neural_moves(tmp_path):
+    """After neural moves a RandomSwap still finds the elements where they are."""
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[:4] = "Au"
+    swap = RandomSwap(atoms)
+    moves = MixedMoves([(NeuralGlobalMove(trained(atoms), atoms, chem_pot={}), 1.0), (swap, 1.0)])
+    mc = CorrectedMontecarlo(atoms, 3000, generator=moves)
+    swaps = 0
+    for step in mc.irun(300):
+        for c in step.last_move:
+            if c.name == "swap_move":
+                assert c.old_symb != c.new_symb
+                now = c.new_symb if step.move_accepted else c.old_symb
+                assert atoms.symbols[c.index] == now
+                swaps += 1
+    assert swaps > 100
+
+
+# ------------------------------------------------------------------ bias potentials, metadynamics
+def test_bias_potentials_enter_the_acceptance(tmp_path):
+    """With a bias on the concentration the chain samples exp(-(E' + bias)/kT)."""
+    atoms = binary_atoms(tmp_path)
+    host, states, p, energy = reference(atoms)
+    count = (states == host.species.index("Au")).sum(1)
+    values = np.array([0.0, 0.1, 0.05, -0.05, 0.0, 0.15, 0.0, -0.1, 0.1])
+    biased = p * np.exp(-values[count] / (8.617330337217213e-05 * T))
+    biased /= biased.sum()
+    scrambled(atoms, host, 0, biased, states)
+    getter = ConcentrationObserver(atoms, "Au")
+    bias = BinnedBiasPotential(-1 / 16, 17 / 16, 9, getter)
+    bias.values[:] = values
+    bias.evaluate = lambda x: bias.values[bias.get_index(x)]
+    mc = CorrectedSGCMonteCarlo(
+        atoms, T, ["Au", "Cu"], generator=NeuralGlobalMove(trained(atoms), atoms)
+    )
+    mc.add_bias(bias)
+    mc.attach(getter)
+
+    check_energies(atoms, mc, 2000, biased, energy, host, states, chem_pot=CHEM_POT)
+
+
+def test_metadynamics_finds_the_free_energy(tmp_path):
+    """CLEASE's metadynamics with neural moves: minus the bias is the free energy profile."""
+    atoms = binary_atoms(tmp_path, seed=3, scale=0.02)
+    host, states, p, _ = reference(atoms, {})
+    kT = 8.617330337217213e-05 * T
+    count = (states == host.species.index("Au")).sum(1)
+    free = -np.log(np.bincount(count, p))
+    profiles = []
+    for seed in range(4):
+        random.seed(seed)
+        atoms.symbols[:] = "Cu"
+        atoms.symbols[:4] = "Au"
+        getter = ConcentrationObserver(atoms, "Au")
+        bias = BinnedBiasPotential(-1 / 16, 17 / 16, 9, getter)
+        bias.evaluate = lambda x, bias=bias: bias.values[bias.get_index(x)]
+        moves = MixedMoves(
+            [
+                (NeuralGlobalMove(trained(atoms), atoms, chem_pot={}), 1.0),
+                (RandomFlip({"Au", "Cu"}, atoms), 3.0),
+            ]
+        )
+        mc = CorrectedMontecarlo(atoms, T, generator=moves)
+        meta = MetaDynamicsSampler(
+            mc, bias, flat_limit=2.0, mod_factor=0.2, fname=str(tmp_path / "meta.json")
+        )
+        meta.run(max_sweeps=100)  # never flat: a fixed number of sweeps
+        meta.mod_factor = 0.02 * kT
+        meta.run(max_sweeps=50)
+        rows = []
+        meta.add_observer(lambda rows=rows, bias=bias: rows.append(bias.values / kT))
+        meta.run(max_sweeps=250)
+        profiles.append(-np.mean(rows, 0))
+    mean = np.mean(profiles, 0)
+    error = np.std(profiles, 0, ddof=1) / 2
+    difference = mean - mean.mean() - (free - free.mean())
+    # the bias fluctuates by about the square root of 0.02 kT
+    assert np.abs(difference).max() < 0.15 + 4 * error.max()
+    assert np.ptp(free) > 2
+    assert len(json.loads((tmp_path / "meta.json").read_text())["betaG"]["x"]) == 200
+
+
+# ------------------------------------------------------------------ refusals
+def test_who_ignores_the_ratio_is_refused(tmp_path):
+    """Plain Monte Carlo classes, foreign mixtures and our sampler refuse at the first move."""
+
+    class Wrapper(TrialMoveGenerator):
+        """A generator of a user that hands out the moves of another."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def get_single_trial_move(self):
+            return self.inner.get_single_trial_move()
+
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[:3] = "Au"
+    one, swap = NeuralGlobalMove(trained(atoms), atoms), NeuralBlockSwap(trained(atoms), atoms)
+    for generator in (one, swap, MixedMoves([(one, 1.0)]), Wrapper(one)):
+        before = atoms.numbers.copy()
+        with pytest.raises(RuntimeError, match="CorrectedMontecarlo"):
+            Montecarlo(atoms, T, generator=generator).run(1)
+        mc = SGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=generator)
+        with pytest.raises(RuntimeError, match="not symmetric"):
+            mc.run(1, chem_pot=CHEM_POT)
+        mc.reset_eci()
+        mc = NeuralSGCSampler(atoms, T, ["Au", "Cu"], generator=generator, neural_interval=None)
+        with pytest.raises(RuntimeError, match="not symmetric"):
+            mc.run(1, chem_pot=CHEM_POT)
+        mc.reset_eci()
+        assert (atoms.numbers == before).all()
+    mc = CorrectedMontecarlo(atoms, T, generator=Wrapper(swap))
+    with pytest.raises(RuntimeError, match="MixedMoves"):
+        mc.run(1)
+    mc = CorrectedMontecarlo(atoms, T, generator=swap)
+    mc.run(5)
+    with pytest.raises(RuntimeError, match="not symmetric"):
+        Montecarlo(atoms, T, generator=swap).run(1)
+
+
+def test_other_acceptances_are_refused(tmp_path):
+    """A class that decides in its own way cannot be corrected by adding the mixin."""
+
+    class Threshold(Montecarlo):
+        def _do_accept(self, current_energy, new_energy):
+            return new_energy < current_energy + 0.01
+
+    class Mixed(ProposalRatioAcceptance, Threshold):
+        pass
+
+    class Hasty(CorrectedMontecarlo):
+        def _do_accept(self, current_energy, new_energy):
+            return True
+
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[:3] = "Au"
+    swap = NeuralBlockSwap(trained(atoms), atoms)
+    with pytest.raises(RuntimeError, match="acceptance of its own"):
+        Mixed(atoms, T, generator=swap).run(1)
+    with pytest.raises(RuntimeError, match="without _do_accept"):
+        Hasty(atoms, T, generator=swap).run(1)
+    Mixed(atoms, T).run(5)
+
+
+def test_bad_input(tmp_path):
+    """Foreign models and atoms, background, weights and sizes are named in the error."""
+    atoms = binary_atoms(tmp_path)
+    model = trained(atoms)
+    with pytest.raises(TypeError, match="path of a"):
+        NeuralGlobalMove(model.model, atoms)
+    with pytest.raises(ValueError, match="another energy"):
+        NeuralGlobalMove(model, binary_atoms(tmp_path, seed=5))
+    with pytest.raises(ValueError, match="no active site"):
+        NeuralGlobalMove(model, atoms, indices=[99])
+    with pytest.raises(ValueError, match="at least 2"):
+        NeuralBlockSwap(model, atoms, block_size=1)
+    with pytest.raises(ValueError, match="at least 1"):
+        NeuralGlobalMove(model, atoms, block_size=0)
+    with pytest.raises(ValueError, match="unknown element"):
+        NeuralGlobalMove(model, atoms, symbols=["Au", "Ag"])
+    with pytest.raises(ValueError, match="no chemical potential"):
+        CorrectedMontecarlo(atoms, T, generator=NeuralGlobalMove(model, atoms)).run(1)
+    other = binary_atoms(tmp_path)
+    with pytest.raises(ValueError, match="another Atoms"):
+        CorrectedMontecarlo(other, T, generator=NeuralBlockSwap(model, atoms)).run(1)
+    gold = bulk("Au") * 2
+    gold.calc = EMT()
+    with pytest.raises(ValueError, match="system="):
+        NeuralGlobalMove(model, gold)
+    with pytest.raises(ValueError, match="positive"):
+        MixedMoves([(RandomFlip({"Au", "Cu"}, atoms), 0.0)])
+    with pytest.raises(ValueError, match="at least one"):
+        MixedMoves([])
+    with pytest.raises(TypeError, match="TrialMoveGenerator"):
+        MixedMoves([("flip", 1.0)])
+
+    class Tracking(RandomFlip):
+        def on_move_accepted(self, changes):
+            self.last = changes
+
+    with pytest.raises(TypeError, match="follows its own"):
+        MixedMoves([(Tracking({"Au", "Cu"}, atoms), 1.0)])
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=NeuralGlobalMove(model, atoms))
+    mc.generator.add_constraint(ConstrainSwapByBasis(atoms, [list(range(8))]))
+    with pytest.raises(ValueError, match="ConstrainElementInserts"):
+        mc.run(1, chem_pot=CHEM_POT)
+    with pytest.raises(ValueError, match="reset_eci"):
+        NeuralGlobalMove(model, atoms)
+    mc.reset_eci()
+
+
+def test_moves_that_clease_cannot_take_back(tmp_path, monkeypatch):
+    """More changes at once than CLEASE's history holds are refused; blocks are the remedy."""
+    monkeypatch.setattr("clease_nn.hosts.clease.moves._UNDO", 7)
+    atoms = binary_atoms(tmp_path)
+    moves = NeuralGlobalMove(trained(atoms), atoms)
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    with pytest.raises(ValueError, match="8 sites at once, CLEASE can take back 7"):
+        mc.run(1, chem_pot=CHEM_POT)
+    moves.block_size = 4
+    mc.run(3)
+    mc.reset_eci()
+
+
+# ------------------------------------------------------------------ behaviour
+def test_temperature_and_chemical_potential_are_the_current_ones(tmp_path):
+    """A change between runs or while one is under way reaches the model at the next move."""
+    atoms = binary_atoms(tmp_path)
+    moves = NeuralGlobalMove(trained(atoms), atoms)
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    mc.run(5, chem_pot={"c1_0": 0.02})
+    assert moves._moves.conditions.temperature.item() == T
+    mu = moves._moves.conditions.mu.clone()
+    for _ in mc.irun(3):
+        mc.temperature = 1200
+    assert moves._moves.conditions.temperature.item() == 1200
+    mc.run(5, chem_pot={"c1_0": 0.05})
+    assert not torch.equal(moves._moves.conditions.mu, mu)
+    mc.temperature = 100
+    with pytest.warns(OutOfRangeWarning, match="100 K"):
+        mc.run(5)
+    mc.reset_eci()
+
+
+def test_runs_repeat_with_pythons_seed(tmp_path):
+    """CLEASE is seeded by Python's random; neural moves follow."""
+    atoms = binary_atoms(tmp_path)
+    host = reference(atoms)[0]
+    moves = NeuralGlobalMove(trained(atoms), atoms)
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    runs = []
+    for seed in (1, 1, 2):
+        atoms.symbols[:] = "Cu"
+        random.seed(seed)
+        runs.append(visits(mc, host, 40, chem_pot=CHEM_POT).tolist())
+    assert runs[0] == runs[1] != runs[2]
+    mc.reset_eci()
+
+
+def test_symmetric_generators_run_as_in_clease(tmp_path):
+    """With CLEASE's generators the corrected class makes the very same steps."""
+    energies = []
+    for cls in (Montecarlo, CorrectedMontecarlo):
+        atoms = binary_atoms(tmp_path)
+        atoms.symbols[:4] = "Au"
+        random.seed(3)
+        energies.append([step.energy for step in cls(atoms, T).irun(50)])
+    assert energies[0] == energies[1]
+
+
+def test_symbols_and_indices_limit_the_moves(tmp_path):
+    """Only the given atoms change, and MixedSwapFlip mixes with neural moves."""
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[:3] = "Au"
+    before = atoms.numbers.copy()
+    moves = MixedMoves(
+        [
+            (NeuralGlobalMove(trained(atoms), atoms, symbols=["Au", "Cu"], indices=[4, 5]), 1.0),
+            (MixedSwapFlip(atoms, [0, 1, 2, 3], [4, 5], ["Au", "Cu"]), 1.0),
+        ]
+    )
+    moves.add_constraint(FixedIndices([6, 7]))
+    mc = CorrectedSGCMonteCarlo(atoms, T, ["Au", "Cu"], generator=moves)
+    mc.run(200, chem_pot=CHEM_POT)
+    assert (atoms.numbers[6:] == before[6:]).all()
+    assert (np.sort(atoms.numbers[:4]) == np.sort(before[:4])).all()
+    moves.remove_constraints()
+    mc.reset_eci()
+
+
+def test_any_calculator(tmp_path):
+    """With EMT energies and a model of something else the canonical averages are those of EMT."""
+    atoms = bulk("Cu", a=3.9) * (2, 2, 1)
+    atoms.symbols[:2] = "Au"
+    atoms.calc = EMT()
+    lattice = Lattice.uniform(atoms, ["Au", "Cu"])
+
+    def emt(lattice, occupations):
+        out = []
+        for x in occupations:
+            a = lattice.atoms(x)
+            a.calc = EMT()
+            out.append(a.get_potential_energy())
+        return torch.tensor(out, dtype=torch.float64)
+
+    states = SemiGrandCanonical(emt).enumerate(lattice)
+    at = Conditions([2000.0], [[0.0, 0.0]])
+    host, p = lattice, states.probabilities(at).numpy()
+    states, p, energy = fixed(states.occupations.numpy(), p, states.energy.numpy(), 2)
+    box = ConditionRange((300, 3000), [-0.1], [0.1], [[1.0, -1.0]])
+    torch.manual_seed(0)
+    model = TrainedModel(AnyOrderARM(LatticeConvolution(lattice, box, needs_fields=False)), box)
+    system = System(lattice, SemiGrandCanonical(emt), "emt")
+    model = TrainedModel(model.model, box, {"parent_fingerprint": "emt"})
+
+    moves = NeuralBlockSwap(model, atoms, block_size=4, system=system)
+    mc = CorrectedMontecarlo(atoms, 2000, generator=moves)
+    check_energies(atoms, mc, 800, p, energy, host, states)
