@@ -2,26 +2,40 @@
 
     python examples/benchmarks/icet_host.py [--short] [--out FILE]
 
-Thirty random expansions: binary to quaternary, several sublattices, inactive ones, vacancies,
-skew supercells and cells so small that clusters wrap onto themselves.
+Exactness: thirty random expansions, binary to quaternary, several sublattices, inactive ones,
+vacancies, skew supercells and cells so small that clusters wrap onto themselves.
+
+Speed: a random expansion of fcc with pairs to 6 angstrom and triplets and quadruplets to 4.5, one
+thread, ours and mchammer's in the same process. Energies of a batch over ``calculate_total`` one
+by one; single-site updates of many chains over trial steps of ``SemiGrandCanonicalEnsemble``; and
+the drop-in itself over that class, ``run()`` with the same intervals. Compilation is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell
-from common import one_thread, write_json
+from common import best_seconds, one_thread, write_json
 from icet import ClusterExpansion, ClusterSpace
 from icet.input_output.logging_tools import set_log_config
 from mchammer.calculators import ClusterExpansionCalculator
+from mchammer.ensembles import SemiGrandCanonicalEnsemble
 
-from clease_nn.hosts.mchammer import energy, lattice
+from clease_nn.conditions import Conditions
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.mchammer import NeuralSGCEnsemble, energy, lattice
+from clease_nn.montecarlo import Chains
 
 GATE = 1e-10  # eV
+ENERGIES_GATE, CHAINS_GATE = 50, 150  # times mchammer
+BATCH, CHAINS = 1024, 1024
+TEMPERATURE = 600.0  # K
+MU = {"Au": 0.0, "Cu": 0.02}
 
 
 def _perovskite() -> Atoms:
@@ -119,6 +133,74 @@ def exactness(short: bool) -> dict:
     return {"largest_eV": worst, "expansions": rows}
 
 
+def cuau(size: tuple[int, int, int]) -> tuple[Atoms, ClusterExpansionCalculator]:
+    """Cu-Au supercell, half of it gold, with a random expansion."""
+    primitive = bulk("Au", "fcc", a=3.8)
+    space = ClusterSpace(primitive, [6.0, 4.5, 4.5], ["Au", "Cu"])
+    parameters = np.random.default_rng(0).normal(0, 0.01, len(space))
+    atoms = primitive.repeat(size)
+    atoms.symbols[: len(atoms) // 2] = "Cu"
+    return atoms, ClusterExpansionCalculator(atoms, ClusterExpansion(space, parameters))
+
+
+def energies(repeats: int) -> dict:
+    """Energies a second at 64 sites."""
+    atoms, calculator = cuau((4, 4, 4))
+    host, model = lattice(atoms, calculator), energy(atoms, calculator)
+    x = np.random.default_rng(1).integers(0, 2, (BATCH, host.n_sites)).astype(np.int8)
+    numbers = [host.atoms(row).numbers for row in x[:200]]
+    x = torch.as_tensor(x)
+    model(host, x)
+    ours = BATCH / best_seconds(lambda: model(host, x), 4 * repeats)
+
+    def one_by_one():
+        for row in numbers:
+            calculator.calculate_total(occupations=row)
+
+    theirs = len(numbers) / best_seconds(one_by_one, repeats)
+    print(f"{len(atoms)} sites, {model.tables.n_terms} terms, batch {BATCH}, one thread")
+    print(f"calculate_total             {theirs:12,.0f} energies/s")
+    print(f"ours                        {ours:12,.0f} energies/s = {ours / theirs:.0f}x")
+    return {"energies_per_s": ours, "calculate_total_per_s": theirs, "ratio": ours / theirs}
+
+
+def chains(short: bool) -> dict:
+    """Single-site updates a second at 128 sites: many chains, and the drop-in."""
+    atoms, calculator = cuau((4, 4, 8))
+    host = lattice(atoms, calculator)
+    mu = np.tile([MU[s] for s in host.species], (CHAINS, 1))
+    conditions = Conditions(np.full(CHAINS, TEMPERATURE), mu)
+    many = Chains(SemiGrandCanonical(energy(atoms, calculator)), host, conditions, seed=0)
+    out = {}
+    for method in ("metropolis", "heat_bath"):
+        many.sweep(10, method)
+        seconds = best_seconds(lambda m=method: many.sweep(8, m), 2 if short else 5)
+        out[f"{method}_per_s"] = CHAINS * len(atoms) * 8 / seconds
+    n = len(atoms) * (20 if short else 200)
+    runs = {
+        "mchammer, rows every sweep": (SemiGrandCanonicalEnsemble, len(atoms), n),
+        "mchammer, rows every 100 sweeps": (SemiGrandCanonicalEnsemble, 100 * len(atoms), n),
+        "drop-in, rows every sweep": (NeuralSGCEnsemble, len(atoms), 5 * n),
+        "drop-in, rows every 100 sweeps": (NeuralSGCEnsemble, 100 * len(atoms), 50 * n),
+    }
+    for name, (kind, interval, steps) in runs.items():
+        ours = {"neural_interval": None} if kind is NeuralSGCEnsemble else {}
+        mc = kind(
+            atoms, calculator, TEMPERATURE, MU, random_seed=1,
+            ensemble_data_write_interval=interval, trajectory_write_interval=interval, **ours,
+        )  # fmt: skip
+        mc.run(1000)
+        out[name] = steps / best_seconds(lambda mc=mc, k=steps: mc.run(k), 2 if short else 3)
+    best = max(out["mchammer, rows every sweep"], out["mchammer, rows every 100 sweeps"])
+    out["chains_ratio"] = out["metropolis_per_s"] / best
+    for k in ("every sweep", "every 100 sweeps"):
+        out[f"drop_in_ratio, rows {k}"] = out[f"drop-in, rows {k}"] / out[f"mchammer, rows {k}"]
+    print(f"{len(atoms)} sites, {CHAINS} chains at {TEMPERATURE:.0f} K")
+    for name in (*runs, "metropolis_per_s", "heat_bath_per_s"):
+        print(f"{name:<32} {out[name] / 1e6:8.3f} M updates/s = {out[name] / best:.0f}x")
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="few expansions and repeats")
@@ -126,8 +208,20 @@ def main() -> None:
     args = parser.parse_args()
     one_thread()
     set_log_config(level="ERROR")
-    figures = {"extraction": exactness(args.short)}
+    figures = {
+        "extraction": exactness(args.short),
+        "energies": energies(2 if args.short else 5),
+        "chains": chains(args.short),
+    }
     write_json(args.out, "icet_host", figures)
+    met = {
+        f"difference <= {GATE:g} eV": figures["extraction"]["largest_eV"] <= GATE,
+        f"energies >= {ENERGIES_GATE}x": figures["energies"]["ratio"] >= ENERGIES_GATE,
+        f"chains >= {CHAINS_GATE}x": figures["chains"]["chains_ratio"] >= CHAINS_GATE,
+    }
+    print(", ".join(f"{name}: {'met' if ok else 'MISSED'}" for name, ok in met.items()))
+    if not all(met.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
