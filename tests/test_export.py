@@ -269,13 +269,14 @@ def test_failed_writing_leaves_the_old_file(name, tmp_path):
     """A full disk or a missing folder is an OSError that names the path; the old file stays."""
     c = draws(n=400)
     c = replace(c, log_prob=None, step=None)
+    name = name.replace("c", "c[1]")
     path = tmp_path / name
     write(path, c[:5])
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
-        with pytest.raises(OSError, match=f"cannot write .*{name}"):
+        with pytest.raises(OSError, match="cannot write .*c.1"):
             write(path, c)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sqlite3
 import uuid
@@ -37,7 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             "changed there, choose another path or free space and write again",
         ) from error
     finally:
-        for left in path.parent.glob(f"{temporary.name}*"):
+        for left in path.parent.glob(f"{glob.escape(temporary.name)}*"):
             left.unlink(missing_ok=True)
 
 
