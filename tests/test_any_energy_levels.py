@@ -87,6 +87,28 @@ def test_icet_expansions_are_exact(interval):
 
 
 @pytest.mark.filterwarnings("ignore:.*self-interact.*")
+def test_icet_sublattices_move_within_themselves():
+    """Two sublattices with species of their own, vacancies among them: exact averages."""
+    icet = pytest.importorskip("icet")
+    calculators = pytest.importorskip("mchammer.calculators")
+    primitive = bulk("MgO", "rocksalt", a=4.2)
+    space = icet.ClusterSpace(primitive, [4.3], [["Mg", "Zn"], ["O", "S", "X"]])
+    parameters = np.random.default_rng(5).normal(0, 0.03, len(space))
+    calculator = calculators.ClusterExpansionCalculator(
+        primitive * (3, 1, 1), icet.ClusterExpansion(space, parameters)
+    )
+    mc = NeuralSGCSampler.from_mchammer(calculator, TEMP, seed=1, neural_interval=None)
+    assert mc.lattice.species == ("Mg", "O", "S", "X", "Zn")
+    mu = {"Zn": 0.05, "X": -0.03}
+    x, p, e, _ = exact(mc.ensemble.energy, mc.lattice, TEMP, mu)
+    out = replicas(mc, 16, 4000, mu)
+    assert abs(pooled_z([q["energy"] for q in out], float((p * e).sum()))) < 4
+    for k, name in enumerate(mc.lattice.species):
+        share = float((p * (x == k).double().mean(1)).sum())
+        assert abs(pooled_z([q[f"{name}_conc"] for q in out], share)) < 4
+
+
+@pytest.mark.filterwarnings("ignore:.*self-interact.*")
 @pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
 @pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
 def test_models_of_icet_expansions_serve_other_supercells(tmp_path, monkeypatch):
@@ -171,6 +193,10 @@ def test_fit_chooses_what_to_train_on():
     fitted = fit_surrogate(energy, mc.lattice, mc.trained.range, max_calls=4, seed=1)
     mc.fit(*box, surrogate=fitted, **short)
     assert mc.surrogate is fitted.energy and mc.surrogate_report is fitted.report
+    train = {"temps": box[0], "chem_pots": box[1], "surrogate": {"max_calls": 4}, **short}
+    later = NeuralSGCSampler(atoms, 9000, BINARY, energy=energy, seed=1, train=train)
+    later.run(5, chem_pot={"Au": 0.0})
+    assert later.surrogate is not None and later.trained is not None
     rich = NeuralSGCSampler(atoms, 9000, BINARY, energy=ising_energy(mc.lattice), seed=1)
     rich.fit(*box, **short)
     box_of = mc.trained.range
@@ -208,7 +234,7 @@ class Moody(Calculator):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("how", ["nan", "raise"])
+@pytest.mark.parametrize("how", ["nan", "raise", "interrupt"])
 def test_a_failing_energy_names_the_configuration_and_the_run_goes_on(how, biased):
     """State and averages are those before the failure; irun resumes, averages exact."""
     state = {"how": how}
@@ -217,6 +243,8 @@ def test_a_failing_energy_names_the_configuration_and_the_run_goes_on(how, biase
         if state["how"] and (x == 0).sum() == 3:
             if how == "raise":
                 raise RuntimeError("no convergence")
+            if how == "interrupt":
+                raise KeyboardInterrupt("Au3Cu5")
             return torch.full((len(x),), torch.nan)
         return table_energy(lattice, x)
 
@@ -227,7 +255,7 @@ def test_a_failing_energy_names_the_configuration_and_the_run_goes_on(how, biase
         getter = ConcentrationObserver(atoms, "Au")
         bias = BinnedBiasPotential(xmin=0.0, xmax=1.0 + 1e-6, nbins=2, getter=getter)
         mc.add_bias(bias)
-    with pytest.raises((ValueError, RuntimeError)) as caught:
+    with pytest.raises((ValueError, RuntimeError, KeyboardInterrupt)) as caught:
         mc.run(5000, chem_pot={"Au": 0.5})
     text = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert "Au3Cu5" in text

@@ -63,8 +63,11 @@ class EnergySampler(AbstractNeuralSampler):
     ``E' = E - sum_a mu_a N_a``, with chemical potentials by element:
     ``run(1000, chem_pot={"Au": 0.1})``.
 
-    Every proposed move costs one energy, unless the energy is a cluster expansion, whose moves
-    are compiled.
+    A step costs one energy: a single-site move at first; once :meth:`fit` has made a surrogate,
+    a long stretch of its moves or a configuration drawn by the model. Moves of an energy that is
+    a cluster expansion are compiled and cost nothing. ``energy_calls`` counts what was paid,
+    ``surrogate_report`` says how good the surrogate is, ``free_energy().ness`` how good the model
+    is for the energy itself; exact are all results.
 
     Parameters
     ----------
@@ -97,7 +100,8 @@ class EnergySampler(AbstractNeuralSampler):
     -----
     Observers that need correlation functions are refused. An energy that fails or is not finite
     ends the run with an error that names the configuration; atoms, averages and chain are those
-    of the step before, and ``irun`` goes on from there.
+    of the step before, and ``irun`` goes on from there. Let energies be relative to something, not
+    totals of all electrons: beyond 1e6 eV the heat capacity loses its digits.
 
     Examples
     --------
