@@ -172,6 +172,8 @@ def test_bad_arguments():
     """No calculator, settings of another type or sign, and species that are no elements."""
     with pytest.raises(TypeError, match="ASE calculator"):
         CalculatorEnergy("EMT")
+    with pytest.raises(TypeError, match="atoms.calc"):
+        CalculatorEnergy(LATTICE.template)
     with pytest.raises(TypeError, match="must be a Relaxation"):
         CalculatorEnergy(EMT(), relax=True)
     with pytest.raises(ValueError, match="retries must not be negative"):

@@ -142,10 +142,10 @@ class CalculatorEnergy:
         self._is_factory = isinstance(calculator, type) or not hasattr(
             calculator, "get_potential_energy"
         )
-        if self._is_factory and not callable(calculator):
+        if isinstance(calculator, Atoms) or (self._is_factory and not callable(calculator)):
             raise TypeError(
-                "calculator must be an ASE calculator or a function that returns one, got "
-                f"{type(calculator).__name__}"
+                "calculator must be an ASE calculator (atoms.calc) or a function that returns "
+                f"one, got {type(calculator).__name__}"
             )
         if relax is not None and not isinstance(relax, Relaxation):
             raise TypeError(f"relax must be a Relaxation, got {type(relax).__name__}")
