@@ -112,7 +112,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         self.reset()
         self._planned_steps = int(steps)
         self.initialize_run()
-        steps -= self._run_compiled(steps, call_observers) if self._fast else 0
+        steps -= self._run_blocks(steps, call_observers) if self._fast else 0
         if not self.quit:
             for _ in self._irun(steps, call_observers=call_observers):
                 pass
@@ -275,8 +275,8 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         return self._schedule
 
     # ------------------------------------------------------------------ steps
-    def _run_compiled(self, steps: int, call_observers: bool) -> int:
-        """Make steps as long as compiled code can make them; how many it was."""
+    def _run_blocks(self, steps: int, call_observers: bool) -> int:
+        """Make steps as long as the chain can make them; how many it was."""
         done = 0
         try:
             with self._following() as changed:
@@ -284,13 +284,13 @@ class AbstractNeuralSampler(AbstractModelledSampler):
                     self._follow()
                     if not self._fast:
                         break
-                    done += self._compiled_part(steps - done, call_observers, changed)
+                    done += self._next_block(steps - done, call_observers, changed)
         except BaseException:
             self._seen = None  # the chain may be ahead of the atoms
             raise
         return done
 
-    def _compiled_part(self, steps: int, call_observers: bool, changed) -> int:
+    def _next_block(self, steps: int, call_observers: bool, changed) -> int:
         """At most ``steps`` steps, up to where somebody looks; how many it was."""
         watching = [(k, o) for k, o in self.observers if call_observers and o is not self.averager]
         now, every = self.current_step, self._every if self._moves is not None else 0
