@@ -202,6 +202,76 @@ def test_zero_temperature_goes_downhill():
     assert (np.diff(potential) <= 1e-12).all() and potential[-1] < potential[0]
 
 
+SCRIPT = """
+from {module} import {name} as SemiGrandCanonicalEnsemble
+from mchammer import DataContainer
+
+results = []
+for temperature in (900, 500):
+    for dmu in (-0.1, 0.0, 0.1):
+        name = f"sgc-T{{temperature}}-dmu{{dmu:+.3f}}.dc"
+        mc = SemiGrandCanonicalEnsemble(
+            structure=structure,
+            calculator=calculator,
+            temperature=temperature,
+            dc_filename=name,
+            chemical_potentials={{"Ag": 0, "Au": dmu}},
+            random_seed=7,
+        )
+        mc.run(number_of_trial_steps=len(structure) * 300)
+        container = DataContainer.read(name)
+        start = 20 * len(structure)
+        parameters = container.ensemble_parameters
+        row = dict(temperature=parameters["temperature"],
+                   dmu=parameters["mu_Au"] - parameters["mu_Ag"],
+                   acceptance_ratio=container.get_average("acceptance_ratio", start=start))
+        for tag in ("Au_count", "potential"):
+            out = container.analyze_data(tag, start=start)
+            row[tag], row[tag + "_error"] = out["mean"], out["error_estimate"]
+        results.append(row)
+"""
+
+
+def test_the_loop_of_a_script_runs_unchanged_but_for_the_import(tmp_path, monkeypatch):
+    """A loop over conditions as in mchammer's tutorials gives the same averages with both."""
+    tables = []
+    classes = {
+        "mchammer.ensembles": "SemiGrandCanonicalEnsemble", "clease_nn": "NeuralSGCEnsemble",
+    }  # fmt: skip
+    for module, name in classes.items():
+        folder = tmp_path / module
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        structure, calculator = system()
+        scope = {"structure": structure, "calculator": calculator}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoModelWarning)
+            exec(SCRIPT.format(module=module, name=name), scope)
+        tables.append(scope["results"])
+    theirs, ours = tables
+    assert len(list((tmp_path / "clease_nn").glob("*.dc"))) == 6
+    for a, b in zip(theirs, ours, strict=True):
+        assert (a["temperature"], a["dmu"]) == (b["temperature"], b["dmu"])
+        assert abs(a["acceptance_ratio"] - b["acceptance_ratio"]) < 0.06
+        for tag in ("Au_count", "potential"):
+            sigma = np.hypot(a[tag + "_error"], b[tag + "_error"]) / 1.96
+            assert abs(a[tag] - b[tag]) < 4 * sigma
+
+
+def test_rare_rows_do_not_slow_a_run_with_a_small_common_interval(monkeypatch):
+    """Where no row is due, the configuration is not brought up to date."""
+    mc = make(ensemble_data_write_interval=100, trajectory_write_interval=99)
+    written = mc.configuration.set_occupations
+    calls = []
+    monkeypatch.setattr(
+        mc.configuration, "set_occupations", lambda x: (calls.append(1), written(x))
+    )
+    mc.run(990)
+    assert mc.observer_interval == 1
+    assert [r["mctrial"] for r in rows(mc)] == sorted({*range(0, 990, 100), *range(0, 991, 99)})
+    assert len(calls) <= len(rows(mc))
+
+
 # ---------------------------------------------------------------------- containers, restart
 def test_containers_open_without_this_package(tmp_path):
     """A file written here is read by plain mchammer where this package does not exist."""

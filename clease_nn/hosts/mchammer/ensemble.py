@@ -145,7 +145,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         self._moves: KeyedMoves | None = None
         self._schedule: Schedule | None = None
         self._every = 0
-        self._ready = False
+        self._ready = self._behind = False
         self._expansion = Expansion.read(structure, calculator) if is_plain(calculator) else None
         if self._expansion is not None:
             self._models = ModelService(self._expansion.system, model, out_of_range)
@@ -245,6 +245,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
 
     def write_data_container(self, outfile) -> None:
         """Write rows, parameters and the state of the chain to a file, as mchammer does."""
+        self._synchronize()
         self._write_record()
         super().write_data_container(outfile)
 
@@ -265,7 +266,10 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         """
         if isinstance(number_of_trial_steps, int) and number_of_trial_steps > 0:
             self._prepare()
-        super().run(number_of_trial_steps)
+        try:
+            super().run(number_of_trial_steps)
+        finally:
+            self._synchronize()
 
     def _run(self, number_of_trial_steps: int) -> None:
         """Make trial moves up to the next observation."""
@@ -283,25 +287,22 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
 
     def _block(self, stop: int, neural: bool) -> None:
         """Steps up to ``stop``, the last of which may be a neural move; all or none of them."""
-        chain, index = self._chain, self.lattice.site_indices
-        before = self.configuration.occupations
-        counters = self._step, self._accepted_trials, list(self._counts), chain.random_state
+        chain = self._chain
+        before = chain.occupations.copy(), chain.random_state
+        counted = self._step, self._accepted_trials, list(self._counts)
+        self._behind = True
         try:
-            if not np.array_equal(self._expansion.numbers[chain.occupations], before[index]):
-                chain.load(self._occupations(before), 0.0)
             chain.clear()
-            chain.run(stop - self.step - neural)
+            chain.run(stop - self._step - neural)
             accepted = chain.accepted
             if neural:
                 accepted += self._neural_move(stop // self._every)
-            after = before.copy()
-            after[index] = self._expansion.numbers[chain.occupations]
-            self._set_configuration(after)
             self._accepted_trials += accepted
             self._step = stop
         except BaseException:
-            self._set_configuration(before)
-            self._step, self._accepted_trials, self._counts, chain.random_state = counters
+            chain.load(before[0], 0.0)
+            chain.random_state = before[1]
+            self._step, self._accepted_trials, self._counts = counted
             raise
 
     def _neural_move(self, number: int) -> bool:
@@ -316,10 +317,20 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         self._counts[1] += int(accepted)
         return accepted
 
-    def _set_configuration(self, numbers: np.ndarray) -> None:
-        """Bring configuration manager and calculator to these atomic numbers."""
-        self.configuration.set_occupations(numbers)
-        self.calculator.set_occupations(numbers)
+    def _synchronize(self) -> None:
+        """Bring configuration manager and calculator to where the chain is."""
+        if self._behind:
+            numbers = self.configuration.occupations
+            numbers[self.lattice.site_indices] = self._expansion.numbers[self._chain.occupations]
+            self.configuration.set_occupations(numbers)
+            self.calculator.set_occupations(numbers)
+            self._behind = False
+
+    def _observe(self, step: int) -> None:
+        intervals = [self._ensemble_data_write_interval, self._trajectory_write_interval]
+        if any(step % k == 0 for k in (*intervals, *(o.interval for o in self.observers.values()))):
+            self._synchronize()
+        super()._observe(step)
 
     def _occupations(self, numbers: np.ndarray) -> np.ndarray:
         """(sites,) species of the active sites."""
@@ -335,6 +346,9 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         mu = self._gauge.mu(self.chemical_potentials, self._exchanged(groups))
         kT = max(self.temperature * self.boltzmann_constant, _COLD)
         self._chain.set(kT, mu, groups)
+        present = self._occupations(self.configuration.occupations)
+        if not (self._ready and np.array_equal(self._chain.occupations, present)):
+            self._chain.load(present, 0.0)
         self._moves, self._ready = None, True
         n_free = int(groups.free.sum())
         if self._neural_interval is None or n_free == 0 or self.temperature <= 1e-16:
@@ -360,8 +374,8 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
             pilot = SingleChain(self.ensemble.energy.tables, np.eye(self.lattice.n_species))
             pilot.set(conditions.kT.item(), conditions.mu[0].numpy(), groups)
             moves = NeuralMoves(*parts, torch.Generator().manual_seed(0), **options)
-            occupations = self._occupations(self.configuration.occupations)
-            pilot.load(occupations, moves.energy(occupations))
+            present = self._chain.occupations.copy()
+            pilot.load(present, moves.energy(present))
             self._schedule = plan_schedule(pilot, moves, n_free)
         block_size = self._schedule.block_size
         self._moves = KeyedMoves(*parts, self._root, block_size=block_size, **options)
