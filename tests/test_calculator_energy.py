@@ -81,8 +81,8 @@ def test_vacancies_are_deleted():
 
 def test_user_objects_are_left_alone():
     """Neither the template nor the occupations nor the calculator's atoms are changed."""
-    lattice = fcc()
-    x = configurations(lattice, 5)
+    lattice = fcc((1, 1, 1))
+    x = configurations(lattice, 3)
     positions, before = lattice.template.positions.copy(), x.clone()
     relax = Relaxation(filter=FrechetCellFilter, fmax=0.1)
     CalculatorEnergy(EMT(), relax=relax)(lattice, x)

@@ -58,7 +58,8 @@ class CalculatorEnergy:
         Anything with ``submit`` (``concurrent.futures``, ``dask.distributed.Client``) or ``map``.
         Default: this process. For processes use the spawn context,
         ``ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"))``: forked
-        workers deadlock in threaded libraries.
+        workers deadlock in threaded libraries. Set ``OMP_NUM_THREADS=1`` before many workers
+        share a machine.
     symmetry : bool
         Whether symmetry equivalents share an energy. Switch it off for energies that depend on
         more than the structure, such as an external field.
