@@ -63,6 +63,18 @@ class KeyedMoves(NeuralMoves):
         self._restart(_DECISION, number)
         return self.step(occupations, log_target)
 
+    def proposal(self, number: int, occupations: np.ndarray) -> tuple[np.ndarray, float]:
+        """Proposal number 1, 2, ... for a chain that decides by itself; as :meth:`propose`."""
+        x = torch.as_tensor(np.array(occupations, dtype=np.int8))
+        self._known = None
+        if self.block_size is not None:
+            self._restart(_DECISION, number)
+            return self.propose(occupations)
+        y, log_q_y, log_target_y = self._numbered_proposal(number, x)
+        self._restart(_DECISION, number)
+        log_ratio = self._log_q(x) - log_q_y if np.isfinite(log_target_y) else -np.inf
+        return y.numpy(), log_ratio
+
     def _numbered_proposal(self, number: int, x: torch.Tensor):
         start, size = _batch_of(number)
         fixed = x.clone()
