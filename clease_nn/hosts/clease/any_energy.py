@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -43,14 +43,12 @@ from clease_nn.hosts.clease.system import (
 )
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import ModelService, Schedule, System
+from clease_nn.sampler import ModelService, Schedule, System, plan_schedule
 from clease_nn.single_chain import AbstractChain, EnergyChain, SingleChain
-from clease_nn.statistics import independence_acceptance
 from clease_nn.surrogate import DelayedAcceptanceChain, Surrogate, SurrogateReport, fit_surrogate
 
 __all__ = ["EnergySampler"]
 
-_TRIALS = 32  # proposals that tell how many neural moves would be accepted
 _EVERY = (2, 20)  # steps between neural moves where every step costs an energy
 _NEED_EXPANSION = (CorrelationFunctionObserver, MultiStateSGCConcObserver, SGCObserver)
 
@@ -89,7 +87,8 @@ class EnergySampler(AbstractNeuralSampler):
         Active sites and species of ``atoms``, where they are not what ``symbols`` says.
     model, train, out_of_range, seed, neural_interval
         As in :class:`~clease_nn.hosts.clease.NeuralSGCSampler`. Where each step costs an energy,
-        "auto" makes every second to twentieth step a neural move, by its acceptance.
+        "auto" makes every twentieth step a neural move, or more where single-site moves of the
+        surrogate do not forget (without one, every other).
 
     Raises
     ------
@@ -265,15 +264,25 @@ class EnergySampler(AbstractNeuralSampler):
             return Schedule(2 / n_free, reason=reason)
         cheap = copy.copy(neural)
         cheap.ensemble = SemiGrandCanonical(self.surrogate)
-        cheap.rng = torch.Generator().manual_seed(0)
-        log_w = cheap.draw(occupations, _TRIALS)[1]
-        acceptance = independence_acceptance(log_w) if np.isfinite(log_w).any() else 0.0
-        every = round(float(np.clip(1 / max(acceptance, 1e-9), *_EVERY)))
-        reason = (
-            f"every step costs one energy, {acceptance:.2g} of the neural moves would be accepted "
-            f"on the surrogate: one every {every} steps"
-        )
-        return Schedule(every / n_free, None, acceptance=acceptance, reason=reason)
+        cheap.rng, cheap.block_size = torch.Generator().manual_seed(0), None
+        pilot = SingleChain(self.surrogate.tables, np.eye(self._lattice.n_species))
+        pilot.set(conditions.kT.item(), conditions.mu[0].numpy(), groups)
+        pilot.load(occupations, cheap.energy(occupations))
+        plan = plan_schedule(pilot, cheap, n_free)
+        if np.isfinite(plan.autocorrelation):
+            every = _EVERY[1]
+            reason = (
+                f"single-site moves of the surrogate forget in {plan.autocorrelation:.1f} sweeps, "
+                f"and there are many for one energy: a neural move every {every} steps as an "
+                "insurance"
+            )
+        else:
+            every = round(float(np.clip(1 / max(plan.acceptance, 1e-9), *_EVERY)))
+            reason = (
+                f"single-site moves of the surrogate do not forget, {plan.acceptance:.2g} of the "
+                f"neural moves would be accepted there: one every {every} steps"
+            )
+        return replace(plan, interval=every / n_free, block_size=None, reason=reason)
 
     def _loaded_energy(self, conditions: Conditions, occupations: np.ndarray) -> float:
         return self.evaluator.get_energy()
@@ -358,7 +367,7 @@ class EnergySampler(AbstractNeuralSampler):
                 ensemble = SemiGrandCanonical(fitted.energy)
                 metadata["surrogate"] = {
                     "energy": expansion_to_json(fitted.energy),
-                    "report": dataclasses.asdict(fitted.report),
+                    "report": asdict(fitted.report),
                 }
         elif surrogate not in ("auto", None):
             raise ValueError("this energy is a cluster expansion and needs no surrogate")
