@@ -350,18 +350,21 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         if not (self._ready and np.array_equal(self._chain.occupations, present)):
             self._chain.load(present, 0.0)
         self._moves, self._ready = None, True
-        n_free = int(groups.free.sum())
-        if self._neural_interval is None or n_free == 0 or self.temperature <= 1e-16:
-            return
+        if self._neural_interval is not None and groups.free.any() and self.temperature > 1e-16:
+            self._look_up(groups)
+
+    def _look_up(self, groups: FlipGroups) -> None:
+        """Make neural moves if there is a model for the condition, or say that there is none."""
         conditions = self._fixed(self._given(None, None))
         trained = self._models.lookup(conditions, self._on_demand())
         if trained is None:
             self._models.complain(conditions)
         else:
-            self._adopt(trained, conditions, groups, n_free)
+            self._adopt(trained, conditions, groups)
 
-    def _adopt(self, trained, conditions: Conditions, groups: FlipGroups, n_free: int) -> None:
+    def _adopt(self, trained: TrainedModel, conditions: Conditions, groups: FlipGroups) -> None:
         """Make neural moves with a model from now on."""
+        n_free = int(groups.free.sum())
         options = {
             "reachable": groups.reachable,
             "forbidden": groups.forbidden if len(groups.avoid) else None,
