@@ -149,7 +149,7 @@ def test_unweighted_means_are_exact():
     exact = states.mean(box.at(unit), (states.occupations == 0).double().mean(1)).numpy()
     z = []
     for seed in range(20):
-        c = unweighted(draws(n=4000, unit=unit, seed=seed), seed)
+        c = unweighted(draws(n=2000, unit=unit, seed=seed), seed)
         assert not is_weighted(c) and sorted(set(c.chain.tolist())) == [0, 1]
         means = thermodynamics.averages(c)
         z.append([a.composition[0].z(e) for a, e in zip(means, exact, strict=True)])

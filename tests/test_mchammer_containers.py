@@ -26,7 +26,7 @@ from clease_nn.hosts.mchammer.containers import (  # noqa: E402
 )
 
 MU = {"Ag": 0.0, "Au": 0.05}
-TEMPERATURE = 900.0
+TEMPERATURE = 1500.0
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_container_opens_in_icet_and_analyses_to_the_exact_averages(system, tmp_
     exact = averages(system)
     z = []
     for seed in range(16):
-        dc = to_data_container(draws(system, 1500, seed), resample=seed)
+        dc = to_data_container(draws(system, 800, seed), resample=seed)
         dc.write(str(tmp_path / "run.dc"))
         read = DataContainer.read(str(tmp_path / "run.dc"))
         for tag, value in zip(("potential", "Au_count"), exact, strict=True):
@@ -203,7 +203,7 @@ def test_runs_without_energies_or_trajectory(system):
 def test_bad_input_to_a_container(system):
     """Several conditions or chains, weights, missing energies and unknown sites are refused."""
     c = draws(system, 40)
-    hot = draws(system, 40, temperature=1200.0)
+    hot = draws(system, 40, temperature=1800.0)
     with pytest.raises(ValueError, match="one condition, these rows to 2"):
         to_data_container(Configurations.cat([c, hot]), resample=1)
     with pytest.raises(ValueError, match="no place for weights"):
