@@ -51,6 +51,7 @@ from clease_nn.sampler import CanonicalBlockMoves, NeuralMoves, System, match_co
 from clease_nn.warnings import OutOfRangeWarning
 
 __all__ = [
+    "AbstractProposalGenerator",
     "CorrectedMontecarlo",
     "CorrectedSGCMonteCarlo",
     "MixedMoves",
