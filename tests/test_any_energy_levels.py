@@ -1,5 +1,7 @@
 """Expensive energies at two levels, icet expansions and failing energies in CLEASE's interface."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +24,10 @@ from clease.montecarlo import BinnedBiasPotential
 from clease.montecarlo.observers import ConcentrationObserver
 from sampler_helpers import FieldModel, pooled_z
 
+from clease_nn.conditions import ConditionRange
 from clease_nn.energies.ising import ising_energy
 from clease_nn.hosts.clease import NeuralSGCSampler
+from clease_nn.hosts.clease.guided import expansion_to_json
 from clease_nn.hosts.clease.system import active_lattice
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
@@ -212,6 +216,29 @@ def test_fit_chooses_what_to_train_on():
         )
     with pytest.raises(ValueError, match="unknown chemical potential 'c1_0'"):
         mc.fit((9000, 20000), {"c1_0": (-0.1, 0.1)}, **short)
+
+
+def test_more_neural_moves_where_the_surrogate_is_stuck():
+    """Between two deep minima every few steps are neural moves, elsewhere every twentieth."""
+    lattice = Lattice.square(4, species=BINARY)
+    flips = ising_energy(lattice, 0.03)
+
+    def energy(lattice, x):
+        return flips(lattice, x)
+
+    box = ConditionRange((300, 3000), [-0.01], [0.01], [[1.0, 0.0]])
+    fitted = fit_surrogate(energy, lattice, box, max_calls=40, seed=1)
+    state = {"energy": expansion_to_json(fitted.energy), "report": asdict(fitted.report)}
+    model = TrainedModel(FieldModel(1.0), box, {"surrogate": state})
+    atoms = lattice.atoms(np.zeros(16, int))
+    mc = NeuralSGCSampler(atoms, 2500, BINARY, energy=energy, model=model, seed=1)
+    steps = []
+    for temp in (2500, 350):
+        mc.temperature = temp
+        mc.run(40, chem_pot={"Au": 0.0})
+        steps.append(mc.neural_schedule.steps(16))
+    assert "do not forget" in mc.neural_schedule.reason
+    assert steps[0] == 20 > steps[1] >= 2
 
 
 # ------------------------------------------------------------------ failures
