@@ -10,6 +10,7 @@ from clease_nn.energies.calculator import (
 )
 from clease_nn.energies.callable import CallableEnergy
 from clease_nn.energies.check import EnergyModelError, check_energy_model
+from clease_nn.energies.cluster_basis import ClusterBasis
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.energies.ising import (
     ising_conditions,
@@ -26,6 +27,7 @@ __all__ = [
     "CalculatorEnergy",
     "CalculatorError",
     "CallableEnergy",
+    "ClusterBasis",
     "ClusterExpansionEnergy",
     "ClusterTables",
     "EnergyModel",
