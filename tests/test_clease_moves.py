@@ -74,6 +74,8 @@ def check_energies(atoms, mc, steps, p, energy, host, states, **run):
     scrambled(atoms, host, 0, p, states)
     seen = table[visits(mc, host, steps, **run)]
     assert (seen >= 0).all()
+    if not mc.bias_potentials:
+        assert abs(mc.current_energy - energy[seen[-1]]) < 1e-8
     best = int(np.argmax(p))
     assert abs(batch_z(energy[seen], float(p @ energy))) < 4
     assert abs(batch_z(seen == best, p[best])) < 4
@@ -255,7 +257,8 @@ def test_swaps_follow_neural_moves(tmp_path):
     atoms = binary_atoms(tmp_path)
     atoms.symbols[:4] = "Au"
     swap = RandomSwap(atoms)
-    moves = MixedMoves([(NeuralGlobalMove(trained(atoms), atoms, chem_pot={}), 1.0), (swap, 1.0)])
+    inner = MixedMoves([(RandomFlip({"Au", "Cu"}, atoms), 1.0), (swap, 3.0)])
+    moves = MixedMoves([(NeuralGlobalMove(trained(atoms), atoms, chem_pot={}), 1.0), (inner, 3.0)])
     mc = CorrectedMontecarlo(atoms, 3000, generator=moves)
     swaps = 0
     for step in mc.irun(300):

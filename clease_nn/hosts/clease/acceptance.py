@@ -280,6 +280,8 @@ def _check_can_follow(generator: TrialMoveGenerator) -> None:
 
 def _follow(generator: TrialMoveGenerator, atoms) -> None:
     """Let a generator know where the elements are after moves that were not its own."""
+    if isinstance(generator, MixedMoves):
+        generator._stale = set(range(len(generator.generators)))
     swaps = _swaps(generator)
     if swaps is not None:
         swaps.tracker = SwapMoveIndexTracker(atoms, indices=swaps.indices)

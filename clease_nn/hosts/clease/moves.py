@@ -137,8 +137,9 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
         x = self.lattice.occupations(self.atoms)
         reachable = self._reachable(x)
         free = reachable.sum(1) > 1
+        rejected = rejected_move(self.atoms, self.lattice.site_indices[0]), -math.inf
         if not free.any():
-            return rejected_move(self.atoms), -math.inf
+            return rejected
         self._check_undo(mc, free)
         setting = self._setting(mc)
         if self._at is None or self._at[0] != setting:
@@ -149,18 +150,16 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
             self._moves, self._key = self._make(self._at[1], reachable), key
         y, log_ratio = self._new(x)
         if log_ratio == -math.inf:
-            return rejected_move(self.atoms), log_ratio
+            return rejected
         index, species = self.lattice.site_indices, self.lattice.species
         move = [
             SystemChange(int(index[k]), species[x[k]], species[y[k]], "neural_move")
             for k in np.flatnonzero(x != y)
         ]
         if not move:
-            return rejected_move(self.atoms, index[0]), -math.inf
+            return rejected
         unmapped = [c for c in self._constraints if not isinstance(c, ConstrainSwapByBasis)]
-        if not all(c(move) for c in unmapped):
-            return rejected_move(self.atoms, move[0].index), -math.inf
-        return move, log_ratio
+        return (move, log_ratio) if all(c(move) for c in unmapped) else rejected
 
     def _setting(self, mc: Montecarlo) -> tuple:
         """What the conditions depend on, besides the configuration at the start."""
