@@ -6,6 +6,7 @@ import time
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.filters import FrechetCellFilter
 
 
 class Pairs(Calculator):
@@ -115,3 +116,19 @@ def unpicklable():
 
 def deadly():
     return Deadly()
+
+
+class Slow(EMT):
+    """EMT that takes its time, and fails at once for structures with exactly 2 Au atoms."""
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        if (atoms.numbers == 79).sum() == 2:
+            time.sleep(0.2)  # the others have begun
+            raise RuntimeError("the density did not converge")
+        time.sleep(0.8)
+        super().calculate(atoms, *args, **kwargs)
+
+
+def stretch_z(atoms):
+    """A filter that relaxes the cell along z alone."""
+    return FrechetCellFilter(atoms, mask=[0, 0, 1, 0, 0, 0])

@@ -11,15 +11,15 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from ase.constraints import FixAtoms, FixedLine
+from ase.constraints import FixAtoms, FixCom, FixedLine
 from ase.db import connect
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
-from calculators import Pairs, unpicklable
+from calculators import Pairs, stretch_z, unpicklable
 from toys import two_sublattices
 
 from clease_nn.conditions import Conditions
-from clease_nn.energies import CalculatorEnergy, Relaxation, check_energy_model
+from clease_nn.energies import CalculatorEnergy, ExecutorError, Relaxation, check_energy_model
 from clease_nn.energies.calculator.relaxation import collapse
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
@@ -177,6 +177,28 @@ def test_equivalent_configurations_relax_to_one_energy():
     assert float(one - other) == pytest.approx(0, abs=1e-5)
 
 
+def test_filter_functions_break_symmetry():
+    """A function may hide a mask: images by rotation have energies of their own."""
+    lattice = fcc((2, 1, 1))
+    x = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1, 1, 1]], dtype=torch.int8)
+    relax = Relaxation(filter=stretch_z, fmax=0.05)
+    e = CalculatorEnergy(EMT(), relax=relax)(lattice, x)
+    expected = CalculatorEnergy(EMT(), relax=relax, symmetry=False)(lattice, x)
+    assert torch.equal(e, expected)
+    assert CalculatorEnergy(EMT(), relax=Relaxation(filter=FrechetCellFilter))._permutations(
+        lattice
+    ).shape[0] > 1  # fmt: skip
+
+
+def test_constraints_reach_the_calculator():
+    """Also those that indexing of Atoms would lose."""
+    atoms = bulk("Cu", a=3.8, cubic=True)
+    atoms.set_constraint(FixCom())
+    lattice = Lattice.uniform(atoms, ["Au", "Cu"])
+    [structure] = CalculatorEnergy(EMT()).structures(lattice, torch.tensor([[0, 1, 1, 1]]))
+    assert len(structure.constraints) == 1
+
+
 def test_optimizer_and_partial_filter_are_used():
     """FIRE with a masked filter leaves the masked strains at zero; only duplicates are shared."""
     lattice = fcc((1, 1, 1))
@@ -275,15 +297,35 @@ def test_cache_without_symmetry_serves_one_with_it(tmp_path):
     assert energy.calls == 0
 
 
-def test_cache_tells_magnetic_moments_apart(tmp_path):
-    """Cells that differ in initial magnetic moments alone have entries of their own."""
+def test_cache_without_symmetry_gives_relaxed_structures(tmp_path):
+    """The structure found is the image that was computed, under its own occupation."""
+    lattice = fcc()
+    x = configurations(lattice, 1)
+    relax, path = Relaxation(fmax=0.1), tmp_path / "energies.db"
+    CalculatorEnergy(EMT(), relax=relax, symmetry=False, cache=path)(lattice, x)
+    energy = CalculatorEnergy(EMT(), relax=relax, cache=path)
+    image = x[0, torch.from_numpy(lattice.translations[5])]
+    atoms = energy.relaxed(lattice, image)
+    assert energy.calls == 0
+    assert atoms.info["occupation"] == x[0].tolist()
+    assert lattice.occupations(atoms).tolist() == x[0].tolist()
+
+
+@pytest.mark.parametrize("what", ["moments", "tags", "info"])
+def test_cache_tells_templates_apart(what, tmp_path):
+    """Initial magnetic moments, tags, a total charge: cells have entries of their own."""
     path = tmp_path / "energies.db"
-    magnetic = fcc().template
-    magnetic.set_initial_magnetic_moments([1.0] * 8)
+    other = fcc().template
+    if what == "moments":
+        other.set_initial_magnetic_moments([1.0] * 8)
+    elif what == "tags":
+        other.set_tags([1] * 8)
+    else:
+        other.info["charge"] = 1
     x = configurations(fcc(), 2)
     CalculatorEnergy(EMT(), cache=path)(fcc(), x)
     energy = CalculatorEnergy(EMT(), cache=path)
-    energy(Lattice.uniform(magnetic, ["Au", "Cu"]), x)
+    energy(Lattice.uniform(other, ["Au", "Cu"]), x)
     assert energy.calls == 2
 
 
@@ -308,6 +350,8 @@ def test_fingerprints_follow_what_decides_the_energy():
     network.model = torch.nn.Linear(2, 2)
     trained = LennardJones()
     trained.model = torch.nn.Linear(2, 2)
+    committee = LennardJones()
+    committee.models = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
     different = [
         same[0],
         CalculatorEnergy(EMT(asap_cutoff=True)),
@@ -315,13 +359,27 @@ def test_fingerprints_follow_what_decides_the_energy():
         CalculatorEnergy(LennardJones(sigma=2.0)),
         CalculatorEnergy(network),
         CalculatorEnergy(trained),
+        CalculatorEnergy(committee),
         CalculatorEnergy(EMT(), relax=Relaxation()),
         CalculatorEnergy(EMT(), relax=Relaxation(fmax=0.01)),
         CalculatorEnergy(EMT(), relax=Relaxation(FIRE)),
         CalculatorEnergy(EMT(), relax=Relaxation(filter=FrechetCellFilter)),
+        CalculatorEnergy(EMT(), relax=Relaxation(filter=stretch_z)),
         CalculatorEnergy(EMT(), name="EMT of my own"),
     ]
     assert len({e.fingerprint for e in different}) == len(different)
+
+
+def test_nameless_functions_have_no_fingerprint():
+    """Two lambdas look alike: energies relaxed with them are not kept under one name."""
+    for relax in (
+        Relaxation(lambda atoms, **k: BFGS(atoms, **k)),
+        Relaxation(filter=lambda atoms: FrechetCellFilter(atoms)),
+        Relaxation(filter=partial(lambda atoms, mask: atoms, mask=1)),
+    ):
+        energy = CalculatorEnergy(EMT(), relax=relax, name="EMT")
+        with pytest.raises(ValueError, match="function of a module"):
+            _ = energy.fingerprint
 
 
 # ------------------------------------------------------------------ executors
@@ -357,6 +415,25 @@ def test_executor_with_map_alone():
     energy = CalculatorEnergy(EMT(), executor=Mapper(), symmetry=False)
     assert torch.allclose(energy(lattice, x), direct(lattice, x), atol=1e-9, rtol=0)
     assert energy.calls == len(torch.unique(x, dim=0))
+
+
+def test_pool_of_multiprocessing_gives_results_one_by_one():
+    """Of a pool that fails in the middle, what came before is kept."""
+
+    class Pool:
+        def map(self, function, items):
+            raise AssertionError("would give all or nothing")
+
+        def imap(self, function, items):
+            for k, item in enumerate(items):
+                if k == 3:
+                    raise OSError("a worker is gone")
+                yield function(item)
+
+    energy = CalculatorEnergy(EMT(), executor=Pool(), symmetry=False)
+    with pytest.raises(ExecutorError, match="3 of .* finished and kept"):
+        energy(fcc(), configurations(fcc(), 8))
+    assert energy.calls == 3
 
 
 def test_dask_client():

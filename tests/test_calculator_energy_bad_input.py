@@ -1,6 +1,8 @@
 """Calculators, executors and caches that misbehave are reported, and nothing computed is lost."""
 
+import os
 import pickle
+import resource
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +22,7 @@ from calculators import (
     NotANumber,
     Pairs,
     Refusing,
+    Slow,
     Unpicklable,
     deadly,
 )
@@ -36,6 +39,7 @@ from clease_nn.energies import (
     Relaxation,
 )
 from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.export import write
 from clease_nn.lattice import Lattice
 from clease_nn.warnings import CalculatorWarning
 
@@ -232,6 +236,20 @@ def test_failures_in_threads_stop_the_rest():
     assert energy.calls + caught.value.remaining == n
 
 
+def test_dask_finishes_what_it_has_begun():
+    """A failure stops what waits; structures that workers are computing are not thrown away."""
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+    options = {"processes": False, "dashboard_address": None, "n_workers": 1}
+    with distributed.LocalCluster(threads_per_worker=3, **options) as cluster:
+        with distributed.Client(cluster) as client:
+            energy = CalculatorEnergy(Slow(), executor=client, retries=0)
+            with pytest.raises(CalculatorError):
+                energy(LATTICE, X[[BAD, 0, 1]])
+            assert energy.calls == 3
+            energy(LATTICE, X[[0, 1]])
+            assert energy.calls == 3
+
+
 # ------------------------------------------------------------------ caches
 def test_cache_of_another_calculator_or_relaxation(tmp_path):
     """Both descriptions stand in the error."""
@@ -281,8 +299,11 @@ def test_file_of_something_else(tmp_path):
         CalculatorEnergy(EMT(), cache=text)
     structures = tmp_path / "structures.db"
     connect(structures).write(LATTICE.template)
-    with pytest.raises(CacheError, match="something else"):
-        CalculatorEnergy(EMT(), cache=structures)
+    exported = tmp_path / "exported.db"
+    write(exported, Configurations(LATTICE, Conditions([500.0], [[0.0, 0.0]]), X[[1]]))
+    for file in (structures, exported):
+        with pytest.raises(CacheError, match="something else"):
+            CalculatorEnergy(EMT(), cache=file)
     with pytest.raises(CacheError, match="folder"):
         CalculatorEnergy(EMT(), cache=tmp_path / "nowhere" / "e.db")
 
@@ -304,6 +325,67 @@ def test_full_disk_keeps_energies_in_memory(tmp_path, monkeypatch):
     assert torch.allclose(energy(LATTICE, X), direct(LATTICE, X), atol=1e-9, rtol=0)
     assert energy.calls == 5
     assert len(list(connect(path).select())) == 5
+
+
+def test_file_that_cannot_grow(tmp_path):
+    """The system's own limit: the remedy is space, and nothing is paid for twice."""
+    path, lattice = tmp_path / "e.db", fcc()
+    x = configurations(lattice, 40)
+    energy = CalculatorEnergy(EMT(), cache=path, symmetry=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path) + 4096, hard))
+    try:
+        with pytest.raises(CacheError, match="free some space.*kept in memory"):
+            energy(lattice, x)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    energy(lattice, x)
+    again = CalculatorEnergy(EMT(), cache=path, symmetry=False)
+    again(lattice, x)
+    assert (energy.calls, again.calls) == (len(torch.unique(x, dim=0)), 0)
+
+
+def test_interruption_while_writing(tmp_path, monkeypatch):
+    """Ctrl-C when SQLite has just written: it is Ctrl-C that comes out, and nothing is lost."""
+    path = tmp_path / "e.db"
+    energy = CalculatorEnergy(EMT(), cache=path)
+    database = type(energy.cache._db)
+    leave, done = database.__exit__, []
+
+    def interrupted(self, *error):
+        if not done:
+            done.append(self.connection.commit())
+            raise KeyboardInterrupt
+        return leave(self, *error)
+
+    monkeypatch.setattr(database, "__exit__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        energy(LATTICE, X)
+    assert energy.calls >= 1
+    again = CalculatorEnergy(EMT(), cache=path)
+    again(LATTICE, X)
+    assert again.calls == len(X) - energy.calls
+
+
+@pytest.mark.parametrize("theirs", [EMT, LennardJones])
+def test_two_processes_make_one_cache(theirs, tmp_path, monkeypatch):
+    """The slower one shares the file of the faster, or is told that it is of another one."""
+    path, link = tmp_path / "e.db", os.link
+
+    def slower(source, target):
+        monkeypatch.setattr(os, "link", link)
+        CalculatorEnergy(theirs(), cache=path)(LATTICE, X)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", slower)
+    if theirs is EMT:
+        energy = CalculatorEnergy(EMT(), cache=path)
+        energy(LATTICE, X)
+        assert energy.calls == 0
+    else:
+        with pytest.raises(CacheError, match="LennardJones(.|\n)*EMT"):
+            CalculatorEnergy(EMT(), cache=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["e.db"]
 
 
 def test_locked_cache(tmp_path, monkeypatch):

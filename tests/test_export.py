@@ -11,11 +11,14 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.calculators.emt import EMT
+from ase.spacegroup import crystal
 from toys import SYSTEMS, binary
 
 from clease_nn import thermodynamics
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.energies import CalculatorEnergy
 from clease_nn.export import (
     is_weighted,
     read_hdf5,
@@ -24,6 +27,7 @@ from clease_nn.export import (
     unweighted,
     write,
 )
+from clease_nn.lattice import Lattice
 from clease_nn.warnings import LowESSWarning
 
 COLUMNS = ("occupations", "step", "log_prob", "energy", "log_target", "chain")
@@ -86,8 +90,6 @@ def test_hdf5_keeps_background_atoms_and_labels(tmp_path):
     """Background atoms, tags, magnetic moments and constraints of the supercell stay."""
     from ase.build import bulk
     from ase.constraints import FixAtoms
-
-    from clease_nn.lattice import Lattice
 
     atoms = bulk("NaCl", "rocksalt", a=4.2) * (2, 1, 1)
     atoms.set_tags(range(4))
@@ -209,11 +211,26 @@ def test_databases_of_others_are_not_overwritten(tmp_path):
         connection.execute("CREATE TABLE x (y)")
     text = tmp_path / "text.db"
     text.write_text("hello")
-    for file in (theirs, other, text):
+    paid = tmp_path / "energies.db"
+    CalculatorEnergy(EMT(), cache=paid)
+    for file in (theirs, other, text, paid):
         before = file.read_bytes()
         with pytest.raises(FileExistsError, match="not overwritten"):
             write(file, c)
         assert file.read_bytes() == before
+
+
+def test_any_info_of_the_template(tmp_path):
+    """What a database cannot hold in its columns does not keep a template from being exported."""
+    atoms = crystal("Cu", [(0, 0, 0)], spacegroup=225, cellpar=[3.8] * 3 + [90] * 3)
+    atoms.info["a note"] = {"x": [1]}
+    lattice = Lattice.uniform(atoms, ["Au", "Cu"])
+    c = Configurations(lattice, Conditions([300.0], [[0, 0.1]]), [[0, 1, 1, 1]])
+    for name in ("c.db", "c.h5", "c.traj", "c.extxyz"):
+        write(tmp_path / name, c)
+    [row] = ase.db.connect(tmp_path / "c.db").select()
+    assert set(row.key_value_pairs) == {"temperature", "mu_Au", "mu_Cu"}
+    assert read_hdf5(tmp_path / "c.h5").lattice.template == lattice.template
 
 
 @pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")

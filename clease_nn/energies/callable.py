@@ -85,8 +85,8 @@ class CallableEnergy:
         Raises
         ------
         ValueError
-            If a site is unknown or not allowed, or the function returns another shape, integers
-            or numbers that are not finite; the message names the configuration.
+            If a site is unknown or not allowed, or the function returns another shape or numbers
+            that are not finite; the message names the configuration.
         """
         x = complete_occupations(lattice, occupations)
         numbers = torch.from_numpy(atomic_numbers(lattice, x))

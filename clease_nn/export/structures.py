@@ -90,6 +90,7 @@ def write_db(path: str | os.PathLike, c: Configurations) -> None:
     """Write an ase.db (SQLite), one row a configuration, with the columns as key-value pairs.
 
     ``metadata["clease_nn"]`` of the database has ``lattice`` (fingerprint) and ``provenance``.
+    The template's own ``info``, which may be anything, is left out.
 
     Raises
     ------
@@ -108,7 +109,8 @@ def write_db(path: str | os.PathLike, c: Configurations) -> None:
     images = to_atoms(c)
     with replacing(path) as temporary, _connect(temporary) as db:
         for atoms in images:
-            db.write(atoms, key_value_pairs=atoms.info)
+            pairs = {k: v for k, v in atoms.info.items() if k not in c.lattice.template.info}
+            db.write(atoms, key_value_pairs=pairs)
         db.metadata = {
             "clease_nn": {"lattice": c.lattice.fingerprint, "provenance": dict(c.provenance)}
         }
@@ -124,6 +126,7 @@ def _own(path) -> bool:
     try:
         uri = f"{Path(path).absolute().as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-            return "clease_nn" in json.loads(connection.execute(query).fetchone()[0])
-    except (sqlite3.Error, TypeError, ValueError):
+            metadata = json.loads(connection.execute(query).fetchone()[0])
+        return "provenance" in metadata["clease_nn"]  # a cache of energies has none
+    except (sqlite3.Error, KeyError, TypeError, ValueError):
         return False

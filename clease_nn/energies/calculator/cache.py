@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,19 +61,15 @@ class Cache:
         self._written = 0.0
         if not self.path.parent.is_dir():
             raise CacheError(f"the folder of the cache {self.path} does not exist; make it first")
-        new = not self.path.exists() or self.path.stat().st_size == 0
         try:
-            if not new:
-                self._check_file()
+            if not self.path.exists() or self.path.stat().st_size == 0:
+                self._make({_KEY: {"fingerprint": fingerprint, "description": description}})
+            self._check_file()
             self._db = connect(self.path, type="db", use_lock_file=False)
-            metadata = self._db.metadata  # the first read makes the tables of a new file
-            if new:
-                metadata = {_KEY: {"fingerprint": fingerprint, "description": description}}
-                self._db.metadata = metadata
-            mine = metadata.get(_KEY)
+            mine = self._db.metadata.get(_KEY, {})
         except (sqlite3.Error, OSError, ValueError) as error:
             raise self._error(error) from error
-        if mine is None:
+        if "fingerprint" not in mine:
             raise CacheError(
                 f"{self.path} is a database of something else, not a cache of energies; choose "
                 "another file"
@@ -102,9 +100,10 @@ class Cache:
             raise self._error(error) from error
 
     def structure(self, lattice: str, occupation: np.ndarray) -> Atoms | None:
-        """The structure of one row, or None."""
+        """The structure of one row that has an energy, or None."""
+        keys = {"lattice": f"l{lattice}", "occupation": _text(occupation), "state": "finished"}
         try:
-            for row in self._db.select(lattice=f"l{lattice}", occupation=_text(occupation)):
+            for row in self._db.select(**keys):
                 return row.toatoms()
         except (sqlite3.Error, OSError, ValueError) as error:
             raise self._error(error) from error
@@ -147,10 +146,30 @@ class Cache:
                 for atoms, keys, data in self._waiting:
                     self._db.write(atoms, key_value_pairs=keys, data=data)
         except (sqlite3.Error, OSError) as error:
-            self._db.connection = None  # ase keeps a connection that failed to close
             raise self._error(error) from error
+        finally:
+            # ase keeps a connection whose commit failed or was interrupted, and refuses the next
+            if self._db.connection is not None:
+                self._db.connection.close()
+                self._db.connection = None
         self._waiting.clear()
         self._written = time.monotonic()
+
+    def _make(self, metadata: dict) -> None:
+        """A new file, whole at once; where another process is faster, its file stays."""
+        if self.path.exists():  # without content
+            connect(self.path, type="db", use_lock_file=False).metadata = metadata
+            return
+        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        try:
+            connect(temporary, type="db", use_lock_file=False).metadata = metadata
+            os.link(temporary, self.path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _check_file(self) -> None:
         con = sqlite3.connect(self.path, timeout=20)
@@ -165,8 +184,8 @@ class Cache:
         text = str(error)
         if "locked" in text or "busy" in text:
             remedy = "another process holds it: wait for that one, or use a file of your own"
-        elif "full" in text or "No space" in text:
-            remedy = "free some space and call again"
+        elif any(s in text for s in ("full", "No space", "disk I/O", "quota")):
+            remedy = "free some space (or ask for more of it) and call again"
         elif "readonly" in text or "unable to open" in text or isinstance(error, OSError):
             remedy = "check the permissions of file and folder"
         else:

@@ -62,7 +62,7 @@ class CalculatorEnergy:
         share a machine.
     symmetry : bool
         Whether symmetry equivalents share an energy. Switch it off for energies that depend on
-        more than the structure, such as an external field.
+        more than the structure: an external field, tags, settings by the index of an atom.
     retries : int
         Times a structure is tried again after an exception or an energy that is not finite.
     max_failures : int
@@ -103,9 +103,10 @@ class CalculatorEnergy:
     energy belongs to another configuration and is never used; it counts as a failure, as does a
     relaxation that does not converge. Neither is tried again.
 
-    Symmetry is that of the empty supercell (:func:`~clease_nn.symmetry.site_permutations`). With
-    a filter that has arguments (such as a mask), and with constraints other than ``FixAtoms``, only
-    exact duplicates are shared.
+    Symmetry is that of the empty supercell (:func:`~clease_nn.symmetry.site_permutations`), sites
+    within 1e-3 angstrom of their images counting as ideal. With a filter that is not a plain class
+    (it may have a mask), and with constraints other than ``FixAtoms``, only exact duplicates are
+    shared.
 
     On a cluster, start workers as dask documents for its queue and hand over the client:
 
@@ -243,8 +244,8 @@ class CalculatorEnergy:
     def relaxed(self, lattice: Lattice, occupation) -> Atoms:
         """Relaxed structure behind the energy of one configuration, computed if need be.
 
-        With symmetry it is the structure of the representative, an image of the configuration
-        by a rotation, reflection or translation; its occupation is in ``info["occupation"]``.
+        With symmetry it is the structure of an image of the configuration by a rotation,
+        reflection or translation, the one computed; its occupation is in ``info["occupation"]``.
 
         Raises
         ------
@@ -260,6 +261,7 @@ class CalculatorEnergy:
         atoms = shelf.structures.get(row.tobytes())
         if atoms is None and self.cache is not None:
             self.cache.flush()
+            row = shelf.stored.get(row.tobytes(), row)
             atoms = self.cache.structure(shelf.key, row)
         if atoms is None:
             raise CalculatorError(f"configuration {row.tolist()} has no relaxed structure")
@@ -379,7 +381,8 @@ class CalculatorEnergy:
 
     def _permutations(self, lattice: Lattice) -> np.ndarray:
         constraints = lattice.template.constraints
-        masked = self.relax is not None and isinstance(self.relax.filter, functools.partial)
+        cell = None if self.relax is None else self.relax.filter
+        masked = not (cell is None or isinstance(cell, type))
         simple = all(isinstance(c, FixAtoms) for c in constraints)
         if self.symmetry and simple and not masked:
             return site_permutations(lattice)
@@ -396,6 +399,7 @@ class CalculatorEnergy:
                 shelf.failures[row.tobytes()] = failure
             else:
                 shelf.energies[row.tobytes()] = entry.energy
+                shelf.stored[row.tobytes()] = entry.occupation
 
 
 class _Shelf:
@@ -406,6 +410,7 @@ class _Shelf:
         self.energies: dict[bytes, float] = {}
         self.failures: dict[bytes, Failure] = {}
         self.structures: dict[bytes, Atoms] = {}
+        self.stored: dict[bytes, np.ndarray] = {}  # as in the cache, maybe an image
 
 
 def _unique(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

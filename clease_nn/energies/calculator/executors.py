@@ -47,9 +47,12 @@ class Batch:
 
     def stop(self) -> None:
         """Start no more work; what is running still comes."""
+        if self._stopped:
+            return
         self._stopped = True
+        started = self._started_by_dask()
         for k, future in list(self._futures.items()):
-            if future.done():
+            if future.done() or getattr(future, "key", None) in started:
                 continue
             future.cancel()
             if future.cancelled():
@@ -67,6 +70,15 @@ class Batch:
                 del self._futures[k]
         return out
 
+    def _started_by_dask(self) -> set:
+        """Keys of what its workers have: dask drops even what is running if it is cancelled."""
+        if not self._futures or not _is_dask(self.executor):
+            return set()
+        try:
+            return set().union(*self.executor.processing().values())
+        except Exception:  # a client that is closed
+            return set()
+
     def _serial(self):
         for k, item in enumerate(self.items):
             if self._stopped:
@@ -74,15 +86,20 @@ class Batch:
             yield k, self.task(item)
 
     def _map(self):
+        # one by one where the executor can (pools of multiprocessing only by imap)
+        run = getattr(self.executor, "imap", None) or self.executor.map
         for start in range(0, len(self.items), _CHUNK):
             if self._stopped:
                 return
+            chunk = self.items[start : start + _CHUNK]
             try:
-                results = list(self.executor.map(self.task, self.items[start : start + _CHUNK]))
+                results = iter(run(self.task, chunk))
+                for k in range(start, start + len(chunk)):
+                    result = next(results)
+                    yield k, result
             except Exception as error:
                 self.error = error
                 return
-            yield from enumerate(results, start)
 
     def _submit(self):
         done: queue.SimpleQueue = queue.SimpleQueue()

@@ -33,11 +33,12 @@ def describe_calculator(calculator) -> str:
     parameters = getattr(calculator, "parameters", None) or {}
     if not parameters and hasattr(calculator, "todict"):
         parameters = calculator.todict()
-    modules = {
-        key: hash_module(value)
-        for key, value in sorted(getattr(calculator, "__dict__", {}).items())
-        if isinstance(value, torch.nn.Module)
-    }
+    modules = {}
+    for key, value in sorted(getattr(calculator, "__dict__", {}).items()):
+        several = value if isinstance(value, list | tuple) else [value]
+        hashes = [hash_module(m) for m in several if isinstance(m, torch.nn.Module)]
+        if hashes:
+            modules[key] = "+".join(hashes)
     if not parameters and not modules:
         raise ValueError(
             f"{name} states no parameters by which its energies could be recognised; give "
@@ -54,7 +55,13 @@ def describe_calculator(calculator) -> str:
 
 
 def describe_relaxation(relax: Relaxation | None) -> str:
-    """What of a relaxation decides the energy; the limit on steps does not."""
+    """What of a relaxation decides the energy; the limit on steps does not.
+
+    Raises
+    ------
+    ValueError
+        If optimizer or filter is a lambda or another nameless function.
+    """
     if relax is None:
         return "fixed positions"
     return (
@@ -80,7 +87,7 @@ def lattice_key(lattice: Lattice) -> str:
     """Identity of a supercell as a calculator sees it.
 
     Sharper than ``lattice.fingerprint``: positions to 1e-6 angstrom, initial magnetic moments and
-    charges, and constraints.
+    charges, tags, constraints, and plain values of ``info`` (such as a total charge).
     """
     atoms = lattice.template
     h = hashlib.sha256(lattice.fingerprint.encode())
@@ -89,14 +96,23 @@ def lattice_key(lattice: Lattice) -> str:
         atoms.positions,
         atoms.get_initial_magnetic_moments(),
         atoms.get_initial_charges(),
+        atoms.get_tags(),
     ):
         h.update((np.round(np.asarray(part, dtype=float), 6) + 0.0).tobytes())
     h.update(np.ascontiguousarray(lattice.site_indices).tobytes())
     h.update(encode([c.todict() for c in atoms.constraints]).encode())
+    plain = [(str(k), v) for k, v in atoms.info.items() if isinstance(v, bool | int | float | str)]
+    h.update(repr(sorted(plain)).encode())
     return h.hexdigest()[:16]
 
 
 def _name(function) -> str:
     if isinstance(function, functools.partial):
         return f"{_name(function.func)}{function.args}{sorted(function.keywords.items())}"
-    return getattr(function, "__qualname__", repr(function))
+    name = getattr(function, "__qualname__", repr(function))
+    if "<" in name:
+        raise ValueError(
+            f"{name} could be any function, so that energies relaxed with it are not recognised; "
+            "use a class, a functools.partial of one, or a function of a module"
+        )
+    return name

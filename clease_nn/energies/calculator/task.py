@@ -105,7 +105,8 @@ class Task:
         """The structure that the calculator is given."""
         atoms = self.template.copy()
         atoms.numbers[:] = numbers
-        return atoms[np.flatnonzero(numbers)]
+        # indexing loses constraints that do not know how, such as FixCom
+        return atoms if numbers.all() else atoms[np.flatnonzero(numbers)]
 
     def _compute(self, numbers: np.ndarray) -> tuple[float, Atoms | None, int]:
         atoms = self.atoms(numbers)
