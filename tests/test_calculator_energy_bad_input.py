@@ -122,6 +122,20 @@ def test_calculator_that_changes_the_atoms(what, named, relax):
     assert energy.calls == 1
 
 
+def test_calculator_changed_behind_its_energies():
+    """Energies of other parameters are neither given nor mixed with those kept."""
+    calculator = LennardJones(rc=4.0)
+    energy = CalculatorEnergy(calculator)
+    energy(LATTICE, X)
+    energy(LATTICE, X)
+    calculator.set(epsilon=3.0)
+    with pytest.raises(ValueError, match="parameters of LennardJones have changed.*a new"):
+        energy(LATTICE, X)
+    calculator.set(epsilon=1.0)
+    energy(LATTICE, X)
+    assert energy.calls == 5
+
+
 def test_relaxation_that_does_not_converge_is_no_energy():
     """Too few steps: a failure that names the limit, not paid a second time."""
     energy = CalculatorEnergy(EMT(), relax=Relaxation(filter=FrechetCellFilter, max_steps=2))

@@ -24,6 +24,7 @@ from clease_nn.energies.calculator.fingerprints import (
     describe_relaxation,
     digest,
     lattice_key,
+    parameters_text,
 )
 from clease_nn.energies.calculator.relaxation import Relaxation
 from clease_nn.energies.calculator.task import Outcome, Task
@@ -92,7 +93,8 @@ class CalculatorEnergy:
     TypeError
         If ``calculator`` is neither a calculator nor callable, or cannot be sent to the workers.
     ValueError
-        If a number is negative, or the calculator cannot be recognised and has no ``name``.
+        If a number is negative, or the calculator cannot be recognised and has no ``name``; when
+        energies are asked for, if its parameters are no longer those of the energies before.
     CacheError
         If the cache is damaged or belongs to another calculator or relaxation.
 
@@ -163,6 +165,7 @@ class CalculatorEnergy:
         self.progress = progress
         self.requested = self.hits = self.calls = self.steps = 0
         self._token = uuid.uuid4().hex
+        self._parameters = None if self._is_factory else parameters_text(calculator)
         self._shelves: dict[str, _Shelf] = {}
         self._shelf_of: WeakKeyDictionary[Lattice, _Shelf] = WeakKeyDictionary()
         self.executor = executor
@@ -219,6 +222,11 @@ class CalculatorEnergy:
             If the cache cannot be written. Nothing computed is lost; call again.
         """
         x = complete_occupations(lattice, occupations)
+        if self._parameters not in (None, parameters_text(self.calculator)):
+            raise ValueError(
+                f"the parameters of {type(self.calculator).__name__} have changed since it gave "
+                "energies that are kept here; make a new CalculatorEnergy for the new ones"
+            )
         shelf = self._shelf(lattice)
         rows, back = _unique(x)
         canonical = canonical_occupations(rows, shelf.permutations)
@@ -331,6 +339,8 @@ class CalculatorEnergy:
             raise
         finally:
             bar.close()
+            if not self._is_factory:  # as its own work may have left them
+                self._parameters = parameters_text(self.calculator)
             if self.cache is not None:
                 self.cache.flush()
         if trouble is not None:  # written after all, but work was stopped

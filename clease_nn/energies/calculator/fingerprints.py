@@ -12,7 +12,14 @@ from ase.io.jsonio import encode
 from clease_nn.energies.calculator.relaxation import Relaxation
 from clease_nn.lattice import Lattice
 
-__all__ = ["describe_calculator", "describe_relaxation", "digest", "hash_module", "lattice_key"]
+__all__ = [
+    "describe_calculator",
+    "describe_relaxation",
+    "digest",
+    "hash_module",
+    "lattice_key",
+    "parameters_text",
+]
 
 
 def digest(text: str) -> str:
@@ -52,6 +59,14 @@ def describe_calculator(calculator) -> str:
             "CalculatorEnergy a name= that changes when the energies do"
         ) from error
     return f"{name}({text}{modules or ''})"
+
+
+def parameters_text(calculator) -> str | None:
+    """The parameters that a calculator states now, None if they cannot be written as JSON."""
+    try:
+        return encode(getattr(calculator, "parameters", None))
+    except (TypeError, ValueError):
+        return None
 
 
 def describe_relaxation(relax: Relaxation | None) -> str:
