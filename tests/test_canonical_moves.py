@@ -38,6 +38,11 @@ def moves_for(name, model="field", block_size=4, seed=0, **options):
     return moves, lattice, ensemble, at
 
 
+def block_of(moves, size=4):
+    """A block in the order of drawing."""
+    return moves._shuffled(moves._among(None).draw(size, moves.rng))
+
+
 def one_composition(lattice, ensemble, at, groups=None, seed=1):
     """States with the composition, sublattice by sublattice, of a random one; their weights."""
     states = ensemble.enumerate(lattice)
@@ -68,15 +73,15 @@ def test_proposals_sum_to_one(name, model):
     """For a block in an order, q' over everything the block can become sums to one."""
     moves, lattice, ensemble, at = moves_for(name, model)
     states, _, _ = one_composition(lattice, ensemble, at)
-    x = torch.as_tensor(states[3])
+    x = states[3]
     for _ in range(3):
-        sites = moves._choose(None)
+        sites = block_of(moves)
         total, seen = 0.0, set()
         for p in permutations(range(len(sites))):
-            y = x.clone()
-            y[sites] = x[sites[list(p)]]
-            counts = [(y[lattice.sublattices == g].sort().values).tolist() for g in (0, 1)]
-            mine = [(x[lattice.sublattices == g].sort().values).tolist() for g in (0, 1)]
+            y = x.copy()
+            y[sites.numpy()] = x[sites.numpy()[list(p)]]
+            counts = [np.sort(y[lattice.sublattices == g]).tolist() for g in (0, 1)]
+            mine = [np.sort(x[lattice.sublattices == g]).tolist() for g in (0, 1)]
             if tuple(y.tolist()) in seen or counts != mine:
                 continue
             seen.add(tuple(y.tolist()))
@@ -87,12 +92,11 @@ def test_proposals_sum_to_one(name, model):
 def test_drawn_and_scored_likelihoods_agree():
     """A block is drawn with the probability with which it is scored, number and frequency."""
     moves, lattice, ensemble, at = moves_for("binary")
-    x = torch.as_tensor(one_composition(lattice, ensemble, at)[0][5])
+    x = one_composition(lattice, ensemble, at)[0][5]
     sites = torch.tensor([0, 3, 5, 6, 7])
     counts, expected = {}, {}
-    n = 500
-    for _ in range(n):
-        y, log_q = moves._draw(x, sites)
+    n = 2000
+    for y, log_q in zip(*moves._draw(x, sites.repeat(n, 1)), strict=True):
         key = tuple(y.tolist())
         if key not in expected:
             expected[key] = np.exp(moves._score(y, sites))
@@ -112,12 +116,12 @@ def test_detailed_balance_of_the_whole_transition_matrix(name):
     states, w, energy = one_composition(lattice, ensemble, at)
     beta = at.beta.item()
     for _ in range(2):
-        sites = moves._choose(None)
-        moves._choose = lambda among, sites=sites: sites
+        sites = block_of(moves, 5)
+        moves._shuffled = lambda _, sites=sites: sites
         for k in range(0, len(states), max(1, len(states) // 12)):
-            x = torch.as_tensor(states[k])
+            x = states[k]
             y, log_ratio = moves.propose(states[k])
-            log_q = {True: moves._score(x, sites), False: moves._score(torch.as_tensor(y), sites)}
+            log_q = {True: moves._score(x, sites), False: moves._score(y, sites)}
             if (y == states[k]).all():
                 assert log_ratio == 0
                 continue
@@ -134,7 +138,7 @@ def test_detailed_balance_of_the_whole_transition_matrix(name):
                 * min(1, np.exp(-beta * (energy[k] - energy[j]) - log_ratio))
             )
             assert there == pytest.approx(back, rel=1e-3)
-        del moves._choose
+        del moves._shuffled
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
@@ -155,8 +159,9 @@ def test_species_stay_on_their_sublattices(name):
     assert changed
 
 
+@pytest.mark.parametrize("block_size", [None, 5])
 @pytest.mark.parametrize("name", list(SYSTEMS))
-def test_chains_sample_the_canonical_distribution(name):
+def test_chains_sample_the_canonical_distribution(name, block_size):
     """Mean energy and every state's probability at fixed composition, from independent chains."""
     n_chains, n_steps = 20, 50
     _, lattice, ensemble, at = moves_for(name)
@@ -165,7 +170,7 @@ def test_chains_sample_the_canonical_distribution(name):
     best = int(w.argmax())
     beta, mean, share = at.beta.item(), [], []
     for seed in range(n_chains):
-        moves, *_ = moves_for(name, seed=seed, block_size=5)
+        moves, *_ = moves_for(name, seed=seed, block_size=block_size)
         k = int(np.random.default_rng(seed).choice(len(w), p=w))  # already in equilibrium
         x, log_target = states[k], _mu_n(states[k], at) - beta * energy[k]
         seen = []
@@ -197,6 +202,35 @@ def test_without_the_ratio_the_average_is_wrong():
         seen.append(energy[k])
     batches = np.array(seen).reshape(30, -1).mean(1)
     assert abs(pooled_z(batches, float(w @ energy))) > 6
+
+
+def test_other_moves_in_between_do_no_harm():
+    """Redrawing all sites among swaps, with proposals drawn ahead, stays exact."""
+    _, lattice, ensemble, at = moves_for("binary")
+    states, w, energy = one_composition(lattice, ensemble, at)
+    index = {x.tobytes(): k for k, x in enumerate(states)}
+    means = []
+    for seed in range(20):
+        moves, *_ = moves_for("binary", seed=seed, block_size=None, batch_size=16)
+        random = np.random.default_rng(seed)
+        k, seen = int(random.choice(len(w), p=w)), []
+        for t in range(60):
+            if t % 3 == 2:
+                y, ratio = states[k].copy(), 0.0
+                i, j = random.choice(len(y), 2, replace=False)
+                y[[i, j]] = y[[j, i]]
+            else:
+                y, ratio = moves.propose(states[k])
+            j = index[y.tobytes()]
+            if random.random() < np.exp(
+                min(0.0, -at.beta.item() * (energy[j] - energy[k]) + ratio)
+            ):
+                k = j
+                if t % 3 != 2:
+                    moves.accepted()
+            seen.append(energy[k])
+        means.append(np.mean(seen))
+    assert abs(pooled_z(means, float(w @ energy))) < 3.5
 
 
 def test_blocks_stay_among_the_sites_given():

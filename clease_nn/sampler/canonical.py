@@ -18,9 +18,14 @@ back, so the move is accepted with probability
 
 The composition does not change, so chemical potentials cancel; a model still takes them as a
 condition, and any value gives exact results, as does any tilt.
+
+Where the block is all sites, proposals do not depend on the configuration and are drawn in
+batches. The order of drawing is then part of the state, as in :mod:`clease_nn.sampler.moves`.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 import torch
@@ -40,6 +45,7 @@ _TILTS = 6  # Sinkhorn iterations; more would only change the acceptance
 _FLOOR = -60.0  # ln q of a species that the model rules out but the block may need
 _GRID = {1: 11, 2: 5}  # chemical potentials tried along each axis; more axes: 3
 _ROUNDS = 2
+_CHUNK = 128  # network rows evaluated together
 
 
 class CanonicalBlockMoves:
@@ -60,16 +66,21 @@ class CanonicalBlockMoves:
         :func:`match_composition` finds good ones.
     rng : torch.Generator
         Source of all randomness, on the CPU.
-    block_size : int
-        Sites redrawn in one move, at least 2; all, where fewer can move.
+    block_size : int, optional
+        Sites redrawn in one move, random or compact, at least 2. Default: all that can change,
+        which is accepted surprisingly often and leaves ordered domains that blocks cannot.
     reachable : ndarray of bool, shape (sites, species), optional
         Species that the chain may put on each site; sites with fewer than two stay. Default:
         what the lattice allows.
     groups : array_like of int, shape (sites,), optional
         Finer groups to keep the composition of, such as the sublattices of a host.
+    batch_size : int
+        Most proposals of all sites drawn together.
 
     Attributes
     ----------
+    expected : int
+        Moves still to come: no more proposals than that are drawn ahead.
     acceptance : float
         Acceptance probability of the last :meth:`step`.
 
@@ -103,14 +114,15 @@ class CanonicalBlockMoves:
         lattice: Lattice,
         conditions: Conditions,
         rng: torch.Generator,
-        block_size: int,
+        block_size: int | None = None,
         *,
         reachable: np.ndarray | None = None,
         groups=None,
+        batch_size: int = 64,
     ):
         if len(conditions) != 1:
             raise ValueError(f"neural moves need one condition, got {len(conditions)}")
-        if block_size < 2:
+        if block_size is not None and block_size < 2:
             raise ValueError(
                 f"block_size must be at least 2, got {block_size}: one site alone has nothing to "
                 "exchange at fixed composition"
@@ -129,6 +141,11 @@ class CanonicalBlockMoves:
         key = np.column_stack([groups, self.reachable])
         self._group = np.unique(key, axis=0, return_inverse=True)[1].ravel()
         self._blocks: dict[bytes, Blocks] = {}
+        self.batch_size = self.expected = batch_size
+        self._ahead: deque = deque()
+        self._ahead_for: tuple | None = None
+        self._known: tuple[np.ndarray, float] | None = None
+        self._proposed: tuple[np.ndarray, float] | None = None
         self._fields: Fields | None = ensemble.fields if model.needs_fields else None
         self.acceptance = 0.0
 
@@ -137,7 +154,8 @@ class CanonicalBlockMoves:
     ) -> tuple[np.ndarray, float]:
         """A proposal from a configuration x (sites,), for a chain that decides by itself.
 
-        No energy is evaluated.
+        No energy is evaluated. Call :meth:`accepted` if the chain takes it: a proposal of all
+        sites then need not be scored again.
 
         Parameters
         ----------
@@ -158,20 +176,49 @@ class CanonicalBlockMoves:
         ValueError
             If a site that can change carries a species that cannot be reached.
         """
-        x = torch.as_tensor(np.array(occupations, dtype=np.int8))
-        sites = self._choose(among)
-        inside = self.reachable[sites, x[sites].numpy()]
-        if not inside.all():
-            site = int(sites[int(np.flatnonzero(~inside)[0])])
-            raise ValueError(
-                f"site {site} carries {self.lattice.species[int(x[site])]}, which moves may not "
-                "put there; change the configuration or what is reachable"
-            )
+        x = np.array(occupations, dtype=np.int8)
+        blocks = self._among(among)
+        if self.block_size is not None and self.block_size < len(blocks.sites):
+            self._proposed = None
+            sites = self._shuffled(blocks.draw(self.block_size, self.rng))
+            self._check(x, sites)
+            with compute_policy(threads=1):
+                y, log_q_y = self._draw(x, sites[None])
+                same = np.array_equal(y[0], x)
+                return y[0], 0.0 if same else self._score(x, sites) - float(log_q_y[0])
+        outside = np.delete(x, blocks.sites.numpy()).tobytes()
+        key = blocks.sites.numpy().tobytes(), outside, self._quota(x, blocks.sites).tobytes()
+        if key != self._ahead_for:
+            self._ahead.clear()
+            self._known, self._ahead_for = None, key
+        if not self._ahead:
+            self._ahead.extend(self.draw(x, min(self.batch_size, max(self.expected, 1)), among))
+        self.expected = max(self.expected - 1, 1)
+        y, log_q_y = self._proposed = self._ahead.popleft()
+        if self._known is None or not np.array_equal(self._known[0], x):
+            self._known = x, self.score(x, among)
+        return y, self._known[1] - log_q_y
+
+    def accepted(self) -> None:
+        """Say that the last proposal of :meth:`propose` was accepted."""
+        self._known, self._proposed = self._proposed or self._known, None
+
+    def draw(
+        self, occupations: np.ndarray, n: int, among: np.ndarray | None = None
+    ) -> list[tuple[np.ndarray, float]]:
+        """Independent redrawings (y, ln q'(y)) of all sites, each in an order of its own."""
+        x, sites = np.array(occupations, dtype=np.int8), self._among(among).sites
+        self._check(x, sites)
+        orders = torch.stack([self._shuffled(sites) for _ in range(n)])
         with compute_policy(threads=1):
-            y, log_q_y = self._draw(x, sites)
-            if torch.equal(y, x):
-                return y.numpy(), 0.0
-            return y.numpy(), self._score(x, sites) - log_q_y
+            y, log_q = self._draw(x, orders)
+        return list(zip(y, log_q.tolist(), strict=True))
+
+    def score(self, occupations: np.ndarray, among: np.ndarray | None = None) -> float:
+        """ln q' of all sites of a configuration in a fresh order."""
+        sites = self._shuffled(self._among(among).sites)
+        with compute_policy(threads=1):
+            return self._score(np.array(occupations, dtype=np.int8), sites)
 
     def step(self, occupations: np.ndarray, log_target: float) -> tuple[bool, np.ndarray, float]:
         """One move from a configuration (sites,) with known ``-(E - mu.N)/kT``.
@@ -190,80 +237,96 @@ class CanonicalBlockMoves:
         self.acceptance = float(np.exp(min(0.0, log_target_y - log_target + log_ratio)))
         if float(torch.rand(1, generator=self.rng, dtype=torch.float64)) >= self.acceptance:
             return False, occupations, log_target
+        self.accepted()
         return True, y, log_target_y
 
     # ------------------------------------------------------------------ the block
-    def _choose(self, among: np.ndarray | None) -> torch.Tensor:
-        """Sites of a block in the order of drawing."""
+    def _among(self, among: np.ndarray | None) -> Blocks:
         key = b"" if among is None else np.sort(among).tobytes()
         if key not in self._blocks:
             free = self.free
             if among is not None:
                 free = free[torch.isin(free, torch.as_tensor(np.sort(among)))]
             self._blocks[key] = Blocks(self.lattice, free)
-        block = self._blocks[key].draw(self.block_size, self.rng)
-        return block[torch.randperm(len(block), generator=self.rng)]
+        return self._blocks[key]
 
-    def _quota(self, x: torch.Tensor, sites: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Row of each site of a block and what each row has to place, (rows, species)."""
-        _, row = np.unique(self._group[sites.numpy()], return_inverse=True)
-        left = np.zeros((row.max(initial=-1) + 1, self.lattice.n_species), dtype=np.int64)
-        np.add.at(left, (row, x[sites].numpy()), 1)
-        return row, left
+    def _shuffled(self, sites: torch.Tensor) -> torch.Tensor:
+        return sites[torch.randperm(len(sites), generator=self.rng)]
 
-    def _draw(self, x: torch.Tensor, sites: torch.Tensor) -> tuple[torch.Tensor, float]:
-        row, left = self._quota(x, sites)
-        now = x.clone()
-        now[sites] = UNKNOWN
-        total = 0.0
-        for t in range(len(sites)):
-            quota = left[row[t]]
-            if (quota > 0).sum() == 1:  # one species left: nothing to decide
-                a = int(quota.argmax())
-            else:
-                log_q = self._conditionals(now[None], sites, row, [t], quota[None])[0]
-                u = torch.rand(1, generator=self.rng, dtype=torch.float64)
-                cumulative = log_q.exp().cumsum(0)
-                a = int((u * cumulative[-1] >= cumulative).sum())
-                a = min(a, int(np.flatnonzero(quota)[-1]))
-                total += float(log_q[a])
-            now[sites[t]] = a
-            quota[a] -= 1
-        return now, total
+    def _check(self, x: np.ndarray, sites: torch.Tensor) -> None:
+        wrong = np.flatnonzero(~self.reachable[sites.numpy(), x[sites.numpy()]])
+        if len(wrong):
+            site = int(sites[int(wrong[0])])
+            raise ValueError(
+                f"site {site} carries {self.lattice.species[int(x[site])]}, which moves may not "
+                "put there; change the configuration or what is reachable"
+            )
 
-    def _score(self, x: torch.Tensor, sites: torch.Tensor) -> float:
-        """ln q' of the species that a block has, in the order of ``sites``; one network pass."""
-        row, left = self._quota(x, sites)
-        given = x.clone()
+    def _quota(self, x: np.ndarray, sites: torch.Tensor) -> np.ndarray:
+        """What a block has to place in each group, (groups, species)."""
+        left = np.zeros((int(self._group.max()) + 1, self.lattice.n_species), dtype=np.int64)
+        np.add.at(left, (self._group[sites.numpy()], x[sites.numpy()]), 1)
+        return left
+
+    def _draw(self, x: np.ndarray, orders: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+        """Redraw a block once in each order (rows, sites): configurations and ln q'."""
+        n, rows = len(orders), torch.arange(len(orders))
+        left = torch.as_tensor(self._quota(x, orders[0])).repeat(n, 1, 1)
+        group = torch.as_tensor(self._group)
+        now = torch.as_tensor(x).repeat(n, 1)
+        now[:, orders[0]] = UNKNOWN
+        total = torch.zeros(n, dtype=torch.float64)
+        for site in orders.T:
+            quota = left[rows, group[site]]
+            drawn = quota.argmax(1)
+            if bool(((quota > 0).sum(1) > 1).any()):  # else nothing is to be decided
+                log_q = self._conditionals(now, site, quota)
+                u = torch.rand(n, 1, generator=self.rng, dtype=torch.float64)
+                cumulative = log_q.exp().cumsum(1)
+                drawn = (u * cumulative[:, -1:] >= cumulative).sum(1)
+                last = ((quota > 0) * torch.arange(quota.shape[1])).max(1).values
+                drawn = torch.minimum(drawn, last)
+                total += log_q[rows, drawn]
+            now[rows, site] = drawn.to(torch.int8)
+            left[rows, group[site], drawn] -= 1
+        return now.numpy(), total
+
+    def _score(self, x: np.ndarray, sites: torch.Tensor) -> float:
+        """ln q' of the species that a block has, in the order of ``sites``; passes in batches."""
+        left = self._quota(x, sites)
+        given = torch.as_tensor(x).clone()
         given[sites] = UNKNOWN
         quotas, partials, at = [], [], []
-        for t, site in enumerate(sites):
-            quota = left[row[t]]
+        for site in sites.tolist():
+            quota = left[self._group[site]]
             if (quota > 0).sum() > 1:
                 quotas.append(quota.copy())
                 partials.append(given.clone())
-                at.append(t)
-            given[site] = x[site]
-            quota[int(x[site])] -= 1
-        if not at:
-            return 0.0
-        log_q = self._conditionals(torch.stack(partials), sites, row, at, np.array(quotas))
-        return float(log_q.gather(1, x[sites[torch.as_tensor(at)]].long()[:, None]).sum())
+                at.append(site)
+            given[site] = int(x[site])
+            quota[x[site]] -= 1
+        total = 0.0
+        for k in range(0, len(at), _CHUNK):
+            here = torch.as_tensor(at[k : k + _CHUNK])
+            quota = torch.as_tensor(np.array(quotas[k : k + _CHUNK]))
+            log_q = self._conditionals(torch.stack(partials[k : k + _CHUNK]), here, quota)
+            total += float(log_q.gather(1, torch.as_tensor(x[here.numpy()]).long()[:, None]).sum())
+        return total
 
     @torch.no_grad()
-    def _conditionals(self, partial, sites, row, at: list[int], quota: np.ndarray) -> torch.Tensor:
-        """ln q' of the site drawn in pass ``at`` of each partial configuration, (rows, species)."""
+    def _conditionals(self, partial, site: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
+        """ln q' of one site of each partial configuration, (rows, species)."""
         c = Configurations(self.lattice, self.conditions.repeat(len(partial)), partial)
         fields = None if self._fields is None else self._fields(c)
         training = self.model.training
         self.model.eval()
         try:
-            log_q = self.model.log_conditionals(c, fields)[:, sites]
+            log_q = self.model.log_conditionals(c, fields)
         finally:
             self.model.train(training)
-        passes = np.arange(len(row))
-        waiting = torch.as_tensor(np.array([(passes >= t) & (row == row[t]) for t in at]))
-        return _tilted(log_q, waiting, torch.as_tensor(quota))[torch.arange(len(at)), at]
+        group = torch.as_tensor(self._group)
+        waiting = (partial == UNKNOWN) & (group == group[site][:, None])
+        return _tilted(log_q, waiting, quota)[torch.arange(len(site)), site]
 
 
 def _tilted(log_q: torch.Tensor, waiting: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
