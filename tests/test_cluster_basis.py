@@ -151,3 +151,17 @@ def test_too_many_clusters_are_refused():
     lattice = Lattice.uniform(bulk("Au", a=3.8) * (8, 8, 8), ["Au", "Cu"])
     with pytest.raises(ValueError, match="shorter"):
         ClusterBasis(lattice, {5: 9.0}, permutations=np.arange(512)[None])
+
+
+@pytest.mark.parametrize(
+    ("size", "shells"), [((1, 1, 1), 0), ((2, 1, 1), 1), ((2, 2, 4), 3), ((4, 4, 4), 2)]
+)
+def test_default_cutoffs_grow_from_the_shells_of_the_cell(size, shells):
+    """Quadruplets reach two shells, three where they are few, never more than the cell has."""
+    a = 4.0
+    lattice = Lattice.uniform(bulk("Au", a=a) * size, ["Au", "Cu"])
+    cutoffs = ClusterBasis(lattice).cutoffs
+    if shells == 0:
+        assert cutoffs == {}
+    else:
+        assert cutoffs[4] == pytest.approx(a * np.sqrt(shells / 2), abs=1e-3)

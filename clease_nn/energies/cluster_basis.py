@@ -16,7 +16,8 @@ from clease_nn.symmetry import site_permutations
 
 __all__ = ["ClusterBasis", "ClusterOrbit", "site_functions"]
 
-_SHELLS = {2: 6, 3: 4, 4: 3}  # cutoffs grow from as many pair shells by default
+_SHELLS = {2: 6, 3: 4, 4: 2}  # cutoffs grow from as many pair shells by default
+_FEW = 1000  # quadruplets with a site: if they are no more, three shells of them
 _TOLERANCE = 1e-3  # angstrom
 _MOST_CLUSTERS = 2_000_000
 _MOST_NUMBERS = 2**22  # in a temporary array
@@ -65,7 +66,8 @@ class ClusterBasis:
     lattice : Lattice
     cutoffs : mapping of int to float, optional
         Largest distance in angstrom within clusters of each size (2, 3, ...). Single sites are
-        always there. Default: six shells of pairs, four of triplets, three of quadruplets.
+        always there. Default: six shells of pairs, four of triplets, two of quadruplets, or three
+        where cells are so small that these are few.
     permutations : ndarray, shape (operations, sites), optional
         Symmetry as permutations of active sites, a group. Default: that of the supercell.
 
@@ -280,7 +282,14 @@ def _default_cutoffs(distances: np.ndarray) -> dict[int, float]:
     if len(d) == 0:
         return {}
     shells = d[np.concatenate([[True], np.diff(d) > 3 * _TOLERANCE])]
-    return {size: float(shells[min(n, len(shells)) - 1]) for size, n in _SHELLS.items()}
+    cutoffs = {size: float(shells[min(n, len(shells)) - 1]) for size, n in _SHELLS.items()}
+    wider = float(shells[min(_SHELLS[4] + 1, len(shells)) - 1])
+    near = distances <= wider + 3 * _TOLERANCE
+    site = int(near.sum(1).argmax())
+    others = np.flatnonzero(near[site] & (np.arange(len(near)) != site))
+    if len(_site_sets(distances[np.ix_(others, others)], 3, wider)) <= _FEW:
+        cutoffs[4] = wider
+    return cutoffs
 
 
 def _site_sets(distances: np.ndarray, size: int, cutoff: float) -> np.ndarray:
