@@ -347,6 +347,41 @@ def test_atoms_changed_behind_the_sampler_are_refused():
         mc.run(5, chem_pot=MU)
 
 
+def test_changed_parameters_of_the_calculator_are_refused():
+    """Energies computed before would mix with those of the changed calculator."""
+    atoms = cell()
+    atoms.calc = EMT()
+    mc = NeuralSGCSampler(atoms, TEMP, symbols=BINARY, seed=1, neural_interval=None)
+    mc.run(5, chem_pot=MU)
+    atoms.calc.set(asap_cutoff=True)
+    for call in (lambda: mc.run(5), lambda: mc.fit((600, 900), {"Au": (0.0, 0.1)})):
+        with pytest.raises(ValueError, match="parameter 'asap_cutoff' .* was false .* is true"):
+            call()
+    atoms.calc.set(asap_cutoff=False)
+    mc.run(5)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_constant_of_the_energy_changes_no_average_but_the_energy(observed):
+    """With 17 million eV added, as in totals of all electrons, the heat capacity stays."""
+    out = []
+    for constant in (0.0, 1.7e7):
+        mc = NeuralSGCSampler(
+            cell(), TEMP, symbols=BINARY, seed=5, neural_interval=None,
+            energy=lambda lattice, x, c=constant: table_energy(lattice, x) + c,
+        )  # fmt: skip
+        if observed:
+            mc.attach(ConcentrationObserver(mc.atoms, element="Au"), interval=3)
+        mc.run(300, chem_pot=MU)
+        for _ in mc.irun(50):
+            pass
+        q = mc.get_thermodynamic_quantities()
+        assert mc.averager.energy.mean == q["energy"]
+        assert mc.mean_energy.mean == pytest.approx(q["energy"], abs=1e-6)
+        out.append((q["energy"] - constant, 1e3 * q["sgc_heat_capacity"], q["Au_conc"]))
+    assert out[1] == pytest.approx(out[0], abs=1e-6)
+
+
 def test_bad_input_is_refused(tmp_path):
     """Wrong symbols, lattices, energies and observers: the value and the remedy."""
     atoms = cell()

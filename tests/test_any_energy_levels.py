@@ -1,5 +1,6 @@
 """Expensive energies at two levels, icet expansions and failing energies in CLEASE's interface."""
 
+import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -32,6 +33,7 @@ from clease_nn.hosts.clease.system import active_lattice
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.surrogate import fit_surrogate
+from clease_nn.warnings import LowESSWarning
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning"),
@@ -216,6 +218,50 @@ def test_fit_chooses_what_to_train_on():
         )
     with pytest.raises(ValueError, match="unknown chemical potential 'c1_0'"):
         mc.fit((9000, 20000), {"c1_0": (-0.1, 0.1)}, **short)
+
+
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+def test_a_surrogate_that_proposes_in_vain_is_reported():
+    """A run in which hardly any energy is accepted says so in words; others do not."""
+    lattice = active_lattice(cell(), BINARY)
+    mc = NeuralSGCSampler(cell(), TEMP, BINARY, energy=table_energy, seed=1, neural_interval=None)
+    box = ConditionRange((600, 1500), [0.0], [0.4], [[1.0, 0.0]])
+
+    def upside_down(lattice, x):
+        return 10 * (x == 1).sum(1).double()
+
+    short = {"max_steps": 2, "validation_samples": 16, "progress": False}
+    wrong = fit_surrogate(upside_down, lattice, box, max_calls=8, seed=1)
+    mc.fit((600, 1500), {"Au": (0.0, 0.4)}, surrogate=wrong, **short)
+    with pytest.warns(LowESSWarning, match="of 100 energies [0-4] were accepted at 900 K"):
+        mc.run(100, chem_pot={"Au": -0.5})
+    mc.fit((600, 1500), {"Au": (0.0, 0.4)}, surrogate={"max_calls": 12}, **short)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LowESSWarning)
+        mc.run(100, chem_pot=MU)
+
+
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning")
+def test_a_second_fit_goes_on_from_the_structures_of_the_first():
+    """No structure is paid for twice, also by an energy without a memory."""
+    asked = []
+
+    def energy(lattice, x):
+        asked.extend(row.tobytes() for row in x.numpy())
+        return table_energy(lattice, x)
+
+    mc = NeuralSGCSampler(cell(), TEMP, BINARY, energy=energy, seed=1)
+    short = {"max_steps": 2, "validation_samples": 16, "progress": False}
+    fits = []
+    for seed in (1, 2):
+        options = {"max_calls": 6, "target_error": 1e-6}
+        mc.fit((600, 1500), {"Au": (0.0, 0.4)}, surrogate=options, seed=seed, **short)
+        fits.append(mc.surrogate_report)
+        done = len(asked)
+    assert len(set(asked)) == len(asked) == done == sum(f.true_calls for f in fits)
+    assert fits[1].n_structures == done > fits[0].n_structures
 
 
 def test_more_neural_moves_where_the_surrogate_is_stuck():

@@ -26,7 +26,11 @@ class AbstractChain(ABC):
     steps, accepted : int
         Counted since :meth:`clear`.
     sums : ndarray
-        Sums over steps since :meth:`clear`: E', E'^2, then for every observable s, s^2 and s E'.
+        Sums over steps since :meth:`clear`: E', E'^2, then for every observable s, s^2 and s E',
+        E' counted from ``reference``.
+    reference : float
+        eV. Near E' it keeps the digits of the variance where energies are totals of all electrons.
+        Compiled chains leave it at 0.
     """
 
     occupations: np.ndarray
@@ -35,6 +39,7 @@ class AbstractChain(ABC):
     steps: int
     accepted: int
     sums: np.ndarray
+    reference: float = 0.0
 
     @abstractmethod
     def set(self, kT: float, mu, groups: FlipGroups) -> None:
@@ -70,7 +75,7 @@ class AbstractChain(ABC):
 
     def add_current(self) -> None:
         """Count the present configuration as one step (made by another kind of move)."""
-        e, s = self.energy, self.values
+        e, s = self.energy - self.reference, self.values
         self.sums[:2] += e, e * e
         self.sums[2:] += np.stack([s, s * s, s * e], 1).ravel()
         self.steps += 1

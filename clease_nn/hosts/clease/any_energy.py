@@ -40,15 +40,18 @@ from clease_nn.hosts.clease.system import (
     energy_of,
     flips_on,
     key_of,
+    parameters_of,
 )
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.sampler import ModelService, Schedule, System, plan_schedule
 from clease_nn.single_chain import AbstractChain, EnergyChain, SingleChain
 from clease_nn.surrogate import DelayedAcceptanceChain, Surrogate, SurrogateReport, fit_surrogate
+from clease_nn.warnings import LowESSWarning
 
 __all__ = ["EnergySampler"]
 
+_MANY, _FEW = 40, 0.05  # energies of a run; accepted share below which it is called stuck
 _EVERY = (2, 20)  # steps between neural moves where every step costs an energy
 _NEED_EXPANSION = (CorrelationFunctionObserver, MultiStateSGCConcObserver, SGCObserver)
 
@@ -99,8 +102,8 @@ class EnergySampler(AbstractNeuralSampler):
     -----
     Observers that need correlation functions are refused. An energy that fails or is not finite
     ends the run with an error that names the configuration; atoms, averages and chain are those
-    of the step before, and ``irun`` goes on from there. Let energies be relative to something, not
-    totals of all electrons: beyond 1e6 eV the heat capacity loses its digits.
+    of the step before, and ``irun`` goes on from there once the cause is mended; stepping around
+    the same configuration again and again would bias the averages.
 
     Examples
     --------
@@ -146,6 +149,8 @@ class EnergySampler(AbstractNeuralSampler):
         self._energy = energy if compiled else WatchedEnergy(energy, lattice)
         self._chained_with: ClusterExpansionEnergy | None = None
         kind = System if compiled else GuidedSystem
+        self._parameters = parameters_of(energy)
+        self._known: tuple[np.ndarray, np.ndarray] | None = None  # structures of the last fit
         system = kind(lattice, SemiGrandCanonical(self._energy), key_of(energy, lattice))
         self._models = ModelService(system, model, out_of_range)
         self._adopt(system)
@@ -226,13 +231,22 @@ class EnergySampler(AbstractNeuralSampler):
 
     # ------------------------------------------------------------------ the energy
     def _check_energy(self) -> None:
-        """Refuse atoms that have moved or have another calculator than they had."""
+        """Refuse atoms that have moved, another calculator, and one with other parameters."""
         check_on_lattice(self.atoms, self._lattice)
         if self._own_calculator is not None and self.atoms.calc is not self._own_calculator:
             raise ValueError(
                 "atoms has another calculator than when the sampler was made; make a new sampler "
                 "for it"
             )
+        bare = self._energy.energy if isinstance(self._energy, WatchedEnergy) else None
+        now = parameters_of(bare)
+        for key, value in self._parameters.items():
+            if now.get(key) != value:
+                raise ValueError(
+                    f"the parameter {key!r} of the calculator was {value} when the sampler was "
+                    f"made and is {now.get(key)}: energies computed before are kept and would mix "
+                    "with others; make a new energy and a new sampler for the changed calculator"
+                )
 
     def _energy_state(self) -> tuple:
         return (*self.evaluator.mu.tolist(), id(self.surrogate))
@@ -287,6 +301,10 @@ class EnergySampler(AbstractNeuralSampler):
     def _loaded_energy(self, conditions: Conditions, occupations: np.ndarray) -> float:
         return self.evaluator.get_energy()
 
+    def _load(self, chain: AbstractChain, conditions, groups, occupations) -> None:
+        chain.reference = self.averager.reference
+        super()._load(chain, conditions, groups, occupations)
+
     @contextlib.contextmanager
     def _following(self) -> Iterator:
         yield self._remember
@@ -311,7 +329,37 @@ class EnergySampler(AbstractNeuralSampler):
         wanted = wanted and not self.bias_potentials
         if wanted and isinstance(self._energy, WatchedEnergy):
             self._models.lookup(self._present_conditions(), self._lookup_and_train())
+        if isinstance(self._energy, WatchedEnergy) and not self.averager.counter:
+            self._check_energy()
+            self.averager.reference = self.evaluator.get_energy()
         super().initialize_run()
+        self._calls_before = getattr(self._energy, "calls", 0)
+
+    def run(
+        self,
+        steps: int = 10,
+        call_observers: bool = True,
+        chem_pot: Mapping[str, float] | None = None,
+    ) -> None:
+        """Reset all averages and make ``steps`` steps; arguments as in CLEASE.
+
+        Warns
+        -----
+        LowESSWarning
+            If hardly any step of the surrogate or the model was accepted.
+        """
+        super().run(steps, call_observers, chem_pot)
+        if self.surrogate is None or not self._fast:
+            return
+        tried = self._energy.calls - self._calls_before
+        if tried >= _MANY and self.num_accepted < _FEW * tried:
+            self._models.warn(
+                f"of {tried} energies {self.num_accepted} were accepted at {self.temperature:g} K, "
+                f"mu = {self._chemical_potential} eV: what surrogate and model propose is poor "
+                "there, and the averages may be those of a chain that is stuck. Fit again with "
+                "this condition in the range and more max_calls, or run longer and compare",
+                LowESSWarning,
+            )
 
     # ------------------------------------------------------------------ surrogate
     def fit(
@@ -342,7 +390,8 @@ class EnergySampler(AbstractNeuralSampler):
         surrogate : Surrogate, mapping, "auto" or None
             One fitted before; options of :func:`~clease_nn.surrogate.fit_surrogate`; None to train
             on the energy itself, which takes millions of energies. "auto" fits a surrogate with
-            the defaults unless the energy offers ``flip_energies`` or is a cluster expansion.
+            the defaults unless the energy offers ``flip_energies`` or is a cluster expansion. A
+            second fit goes on from the structures of the first.
         max_seconds, max_steps : optional
             Budget of the training; 120 s if neither is given.
         seed : int
@@ -355,6 +404,7 @@ class EnergySampler(AbstractNeuralSampler):
             If a range is empty, inverted or names something unknown, or the surrogate is none of
             the above or of another lattice.
         """
+        self._check_energy()
         box = self._box(temps, chem_pots)
         metadata: dict[str, Any] = {"chem_pots": list(chem_pots)}
         ensemble = None
@@ -389,8 +439,10 @@ class EnergySampler(AbstractNeuralSampler):
                 "surrogate must be a Surrogate, a mapping with options of fit_surrogate, 'auto' "
                 f"or None, got {wish!r}"
             )
-        options = {"seed": seed, "progress": progress, **wish}
-        return fit_surrogate(self._energy.tolerant, self._lattice, box, **options)
+        options = {"seed": seed, "progress": progress, "known": self._known, **wish}
+        fitted = fit_surrogate(self._energy.tolerant, self._lattice, box, **options)
+        self._known = fitted.occupations, fitted.true_energies
+        return fitted
 
     @property
     def surrogate(self) -> ClusterExpansionEnergy | None:
@@ -455,12 +507,12 @@ class EnergySampler(AbstractNeuralSampler):
             As in CLEASE; nothing here.
         """
         averages = self.averager
-        mean, mean_sq = float(averages.energy.mean), float(averages.energy_sq.mean)
+        mean = float(averages.energy.mean)
         species, mu = self._lattice.species, self.evaluator.mu
         out: dict[str, Any] = {
             "energy": mean,
             "sgc_energy": mean,
-            "sgc_heat_capacity": (mean_sq - mean**2) / (kB * self.temperature**2),
+            "sgc_heat_capacity": averages.energy_variance / (kB * self.temperature**2),
             "temperature": self.temperature,
             "n_mc_steps": averages.counter,
             "accept_rate": self.current_accept_rate,

@@ -334,8 +334,9 @@ class AbstractNeuralSampler(AbstractModelledSampler):
             changed()
             self.current_step += chain.steps
             self.current_energy = chain.energy
-            self.mean_energy.add_sum(chain.sums[0], chain.steps)
-            self.energy_squared.add_sum(chain.sums[1], chain.steps)
+            n, r, (total, squares) = chain.steps, chain.reference, chain.sums[:2]
+            self.mean_energy.add_sum(total + n * r, n)
+            self.energy_squared.add_sum(squares + 2 * r * total + n * r * r, n)
             if call_observers:
                 feed(self.averager, chain.steps, chain.sums)
             chain.clear()

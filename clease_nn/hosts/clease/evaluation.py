@@ -153,9 +153,9 @@ class EnergyEvaluator(MCEvaluator):
 class _Sums:
     """Sums over steps, laid out as in CLEASE's own observer."""
 
-    def __init__(self, reference: float, n_species: int):
+    def __init__(self, n_species: int):
         self.counter = 0
-        self.energy, self.energy_sq = BlockAverager(reference), BlockAverager(reference**2)
+        self.energy, self.energy_sq = BlockAverager(), BlockAverager()
         self.singlets, self.singlets_sq, self.singl_eng = np.zeros((3, n_species))
 
 
@@ -163,6 +163,12 @@ class EnergyAverages(MCObserver):
     """Averages of E' and of the share of every species among the active sites.
 
     Takes the place of CLEASE's ``SGCObserver``, which needs a cluster expansion.
+
+    Attributes
+    ----------
+    reference : float
+        eV; sums are of E' - reference, which keeps the digits of the variance. To be changed
+        only where nothing has been added.
     """
 
     name = "SGCObserver"
@@ -171,15 +177,16 @@ class EnergyAverages(MCObserver):
     def __init__(self, evaluator: EnergyEvaluator):
         self.evaluator = evaluator
         self._n_species = evaluator.lattice.n_species
-        self.quantities = _Sums(1.0, self._n_species)
+        self.reference = 0.0
+        self.quantities = _Sums(self._n_species)
 
     def reset(self) -> None:
         """Set all sums to zero."""
-        self.quantities = _Sums(1.0, self._n_species)
+        self.quantities = _Sums(self._n_species)
 
     def observe_step(self, mc_step) -> None:
         """Add the present atoms; biases are no part of E'."""
-        q, energy = self.quantities, self.evaluator.get_energy()
+        q, energy = self.quantities, self.evaluator.get_energy() - self.reference
         occupations = self.evaluator.lattice.occupations(self.evaluator.atoms)
         shares = np.bincount(occupations, minlength=self._n_species) / len(occupations)
         q.counter += 1
@@ -189,9 +196,28 @@ class EnergyAverages(MCObserver):
         q.singlets_sq += shares * shares
         q.singl_eng += shares * energy
 
-    energy = property(lambda self: self.quantities.energy)
-    energy_sq = property(lambda self: self.quantities.energy_sq)
     counter = property(lambda self: self.quantities.counter)
+
+    @property
+    def energy(self) -> BlockAverager:
+        """E', eV; ``.mean`` is its average."""
+        return self._averager(self.reference + self.quantities.energy.mean)
+
+    @property
+    def energy_sq(self) -> BlockAverager:
+        """E'^2, eV^2. For the variance take :attr:`energy_variance`, which keeps its digits."""
+        return self._averager(self.energy_variance + self.energy.mean**2)
+
+    @property
+    def energy_variance(self) -> float:
+        """Var(E'), eV^2."""
+        q = self.quantities
+        return float(q.energy_sq.mean - q.energy.mean**2)
+
+    def _averager(self, mean: float) -> BlockAverager:
+        out = BlockAverager()
+        out.add_sum(self.counter * mean, self.counter)
+        return out
 
     @property
     def shares(self) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
+from ase.io.jsonio import encode
 from clease.montecarlo import RandomFlip, RandomFlipWithinBasis
 from clease.montecarlo.trial_move_generator import TrialMoveGenerator
 
@@ -24,6 +26,7 @@ __all__ = [
     "fingerprint_of",
     "flips_on",
     "key_of",
+    "parameters_of",
 ]
 
 
@@ -105,6 +108,24 @@ def key_of(energy, lattice: Lattice) -> str | None:
     if isinstance(energy, ClusterExpansionEnergy):
         return energy.metadata.get("parent", fingerprint)
     return None if fingerprint is None else f"{fingerprint}-{lattice.fingerprint}"
+
+
+def parameters_of(energy) -> dict[str, str]:
+    """Present parameters of the calculator behind an energy, as text; {} where none are known.
+
+    Examples
+    --------
+    >>> from ase.calculators.emt import EMT
+    >>> parameters_of(CalculatorEnergy(EMT()))
+    {'asap_cutoff': 'false'}
+    """
+    calculator = getattr(energy, "calculator", None)
+    parameters = getattr(calculator, "parameters", None)
+    out = {}
+    for key, value in parameters.items() if isinstance(parameters, Mapping) else ():
+        with contextlib.suppress(TypeError, ValueError):  # no plain value
+            out[str(key)] = encode(value)
+    return out
 
 
 def flips_on(atoms: Atoms, lattice: Lattice, symbols: Sequence[str]) -> TrialMoveGenerator:
