@@ -116,14 +116,16 @@ def test_semi_grand_canonical_averages(tmp_path, block_size, mixed):
     )
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_canonical_averages(tmp_path, mixed):
+@pytest.mark.parametrize(
+    ("mixed", "block_size"), [(False, None), (False, 5), (True, None), (True, 5)]
+)
+def test_canonical_averages(tmp_path, mixed, block_size):
     """Block moves at fixed composition, alone and among swaps, sample exp(-E/kT)."""
     atoms = binary_atoms(tmp_path, seed=2, scale=0.015)
     host, *whole = reference(atoms, {})
     states, p, energy = fixed(*whole, 3)
     scrambled(atoms, host, 0, p, states)
-    moves = NeuralBlockSwap(trained(atoms), atoms, block_size=5)
+    moves = NeuralBlockSwap(trained(atoms), atoms, block_size=block_size)
     if mixed:
         moves = MixedMoves([(moves, 1.0), (RandomSwap(atoms), 1.0)])
     mc = CorrectedMontecarlo(atoms, T, generator=moves)

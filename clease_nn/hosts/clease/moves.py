@@ -125,9 +125,10 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
     def _make(self, conditions: Conditions, reachable: np.ndarray):
         """The moves at some conditions with some sites clamped."""
 
-    @abstractmethod
-    def _new(self, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """A proposal of ``self._moves``."""
+    def on_move_accepted(self, changes: Move) -> None:
+        """Called by the Monte Carlo: the last proposal need not be scored again."""
+        if self._moves is not None:
+            self._moves.accepted()
 
     def _propose(self, mc: Montecarlo) -> tuple[Move, float]:
         if mc.atoms is not self.atoms:
@@ -148,7 +149,10 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
         key = (*setting, reachable.tobytes(), x[~free].tobytes())
         if key != self._key:  # proposals drawn ahead were for other clamped sites
             self._moves, self._key = self._make(self._at[1], reachable), key
-        y, log_ratio = self._new(x)
+            self._ahead = _AHEAD[0]
+        self._moves.expected = self._ahead
+        self._ahead = min(self._ahead + 1, _AHEAD[1])
+        y, log_ratio = self._moves.propose(x)
         if log_ratio == -math.inf:
             return rejected
         index, species = self.lattice.site_indices, self.lattice.species
@@ -317,38 +321,27 @@ class NeuralGlobalMove(_AbstractNeuralMove):
                 "ConstrainSwapByBasis restricts swaps, but global moves change the composition; "
                 "use ConstrainElementInserts(atoms, index_by_basis, element_by_basis)"
             )
-        moves = NeuralMoves(
+        return NeuralMoves(
             self.trained.model, self.system.ensemble, self.lattice, conditions, self._rng,
             reachable=reachable, block_size=self.block_size, batch_size=_AHEAD[1],
         )  # fmt: skip
-        self._ahead = _AHEAD[0]
-        return moves
-
-    def _new(self, x):
-        self._moves.expected = self._ahead
-        self._ahead = min(self._ahead + 1, _AHEAD[1])
-        return self._moves.propose(x)
-
-    def on_move_accepted(self, changes: Move) -> None:
-        """Called by the Monte Carlo: the last proposal need not be scored again."""
-        if self._moves is not None:
-            self._moves.accepted()
 
 
 class NeuralBlockSwap(_AbstractNeuralMove):
-    """Redraws a block of sites with the species it has: a collective swap, composition fixed.
+    """Redraws all sites, or a block, with the species they have: a collective swap.
 
-    The block keeps its species on every sublattice (set of sites with the same allowed elements,
-    and basis of ``ConstrainSwapByBasis``). Use it in :class:`CorrectedMontecarlo`, best mixed
-    with ``RandomSwap`` by :class:`MixedMoves`.
+    The composition is fixed on every sublattice: every set of sites with the same allowed
+    elements, and basis of ``ConstrainSwapByBasis``. Use it in :class:`CorrectedMontecarlo`, best
+    mixed with ``RandomSwap`` by :class:`MixedMoves`.
 
     Parameters
     ----------
     model : path or TrainedModel
     atoms : ase.Atoms
         Those of the Monte Carlo, with its calculator.
-    block_size : int
-        Sites redrawn, random or compact ones, at least 2.
+    block_size : int, optional
+        Sites redrawn, random or compact ones, at least 2. Default: all. Smaller blocks cost less
+        but leave an ordered domain as it is.
     chem_pot : mapping, optional
         Chemical potentials that the model is asked for; any are exact. Default: those at which
         the model finds the configuration at the start of the run most likely.
@@ -365,13 +358,13 @@ class NeuralBlockSwap(_AbstractNeuralMove):
         self,
         model: str | PathLike | TrainedModel,
         atoms: Atoms,
-        block_size: int = 8,
+        block_size: int | None = None,
         chem_pot: Mapping[str, float] | None = None,
         *,
         indices: Sequence[int] | None = None,
         system: System | None = None,
     ):
-        if block_size < 2:
+        if block_size is not None and block_size < 2:
             raise ValueError(f"block_size must be at least 2, got {block_size}")
         super().__init__(model, atoms, chem_pot, indices, system)
         self.block_size = block_size
@@ -390,8 +383,5 @@ class NeuralBlockSwap(_AbstractNeuralMove):
         groups = np.unique(bases[self.lattice.site_indices], axis=0, return_inverse=True)[1]
         return CanonicalBlockMoves(
             self.trained.model, self.system.ensemble, self.lattice, conditions, self._rng,
-            self.block_size, reachable=reachable, groups=groups.ravel(),
+            self.block_size, reachable=reachable, groups=groups.ravel(), batch_size=_AHEAD[1],
         )  # fmt: skip
-
-    def _new(self, x):
-        return self._moves.propose(x)

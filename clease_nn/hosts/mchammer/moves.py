@@ -38,15 +38,16 @@ __all__ = ["NeuralCanonicalEnsemble", "NeuralTrialSteps"]
 
 _RECORD = "neural_moves"  # entry of the container's metadata
 _COLD = 1e-16  # K; mchammer accepts no move uphill below
-_BLOCK = 8
+_BATCH = 32  # redrawings of all sites drawn together
 
 
 class NeuralTrialSteps:
     """Mixin for ``CanonicalEnsemble``, ``SemiGrandCanonicalEnsemble`` and their subclasses.
 
     Put it first: ``class Mine(NeuralTrialSteps, SemiGrandCanonicalEnsemble)``. Every now and then
-    a trial step is a neural move: at fixed composition a block of one sublattice is redrawn with
-    the species it has; in the semi-grand canonical ensemble all sites, or a block, are redrawn.
+    a trial step is a neural move: all sites, or a block of them, are redrawn. At fixed
+    composition they keep the species they have, sublattice by sublattice, and a block lies on one
+    sublattice.
 
     Parameters
     ----------
@@ -58,7 +59,8 @@ class NeuralTrialSteps:
     neural_interval : float
         Sweeps (one trial step a site that may change) from one neural move to the next.
     block_size : int, optional
-        Sites redrawn. Default 8 at fixed composition, else all.
+        Sites redrawn, those of one sublattice at fixed composition. Default: all sites. Smaller
+        blocks cost less but leave an ordered domain as it is.
     guide : mapping of str to float, optional
         Only for a fixed composition: chemical potentials in eV that the model is asked for. Any
         are exact; default those at which the model finds the initial structure most likely.
@@ -104,9 +106,10 @@ class NeuralTrialSteps:
                 f"model must be the path of a *.nn file or a TrainedModel, got {model!r}"
             )
         self._interval, self._guide = float(neural_interval), guide
-        self._block_size = block_size or (_BLOCK if canonical else None)
+        self._block_size = block_size
         self._moves: CanonicalBlockMoves | KeyedMoves | None = None
         self._setting: tuple | None = None
+        self._drawn: tuple | None = None
         super().__init__(*args, **kwargs)
         self._expansion = Expansion.read(self.structure, self.calculator)
         system = self._expansion.system
@@ -206,10 +209,27 @@ class NeuralTrialSteps:
     def _propose(self, step: int, x: np.ndarray) -> tuple[np.ndarray, float]:
         if isinstance(self._moves, KeyedMoves):
             return self._moves.proposal(step // self._every, x)
-        key = np.random.SeedSequence([self._seed, 2, step]).generate_state(1, np.uint64)
-        self._moves.rng.manual_seed(int(key[0]))
-        sublattice = self.get_random_sublattice_index(self._probabilities())
-        return self._moves.propose(x, self._sites[sublattice])
+        moves, probabilities = self._moves, self._probabilities()
+        if self._block_size is not None:
+            self._restart(2, step)
+            sublattice = self.get_random_sublattice_index(probabilities)
+            return moves.propose(x, self._sites[sublattice])
+        number = step // self._every
+        start = number - number % _BATCH  # proposals depend on x only where it cannot change
+        active = [s for s, p in zip(self._sites, probabilities, strict=True) if p > 0]
+        among = np.concatenate(active)
+        outside = np.delete(x, among)
+        if self._drawn is None or self._drawn[:2] != (start, outside.tobytes()):
+            self._restart(3, start)
+            self._drawn = start, outside.tobytes(), moves.draw(x, _BATCH, among)
+        y, log_q_y = self._drawn[2][number - start]
+        self._restart(2, step)
+        return y, moves.score(x, among) - log_q_y
+
+    def _restart(self, purpose: int, number: int) -> None:
+        """Random numbers of the model that depend on the seed and a number alone."""
+        words = np.random.SeedSequence([self._seed, purpose, number])
+        self._moves.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def _prepare(self, numbers: np.ndarray) -> None:
         """Moves at the present conditions."""
@@ -245,7 +265,7 @@ class NeuralTrialSteps:
                 *parts, self._seed, block_size=self._block_size, reachable=groups.reachable,
                 forbidden=groups.forbidden if len(groups.avoid) else None,
             )  # fmt: skip
-        self._setting = setting
+        self._setting, self._drawn = setting, None
 
     def _conditions(self) -> Conditions:
         """What the model is asked for, one row, in the gauge that models know."""
@@ -286,7 +306,7 @@ class NeuralCanonicalEnsemble(NeuralTrialSteps, CanonicalEnsemble):
     """mchammer's ``CanonicalEnsemble`` with collective swaps proposed by a trained model.
 
     Samples ``exp(-E/kT)`` at fixed composition exactly. Most steps are mchammer's swaps; now and
-    then the model redraws a block of sites of one sublattice with the species the block has.
+    then the model redraws all sites with the species they have, or a block of one sublattice.
 
     Parameters
     ----------
@@ -304,8 +324,8 @@ class NeuralCanonicalEnsemble(NeuralTrialSteps, CanonicalEnsemble):
         initial structure most likely.
     neural_interval : float
         Sweeps (one trial step a site that may change) from one neural move to the next.
-    block_size : int
-        Sites redrawn in a neural move, at least 2.
+    block_size : int, optional
+        Sites redrawn in a neural move, at least 2. Default: all.
 
     Raises
     ------
@@ -353,7 +373,7 @@ class NeuralCanonicalEnsemble(NeuralTrialSteps, CanonicalEnsemble):
         model: str | PathLike | TrainedModel | None = None,
         chemical_potentials: Mapping | None = None,
         neural_interval: float = 1.0,
-        block_size: int = _BLOCK,
+        block_size: int | None = None,
     ):
         super().__init__(
             structure,
