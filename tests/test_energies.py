@@ -243,3 +243,25 @@ def test_gpu_gives_the_same_numbers():
     assert energy(lattice, x.cuda()).is_cuda
     for call in (energy, energy.flip_energies, energy.partial_fields):
         assert torch.allclose(call(lattice, x.cuda()).cpu(), call(lattice, x), atol=1e-10)
+
+
+def test_tables_from_arrays_are_those_from_terms():
+    """Sites several times in a term, constants, equal and empty terms: both ways, one table."""
+    rng = np.random.default_rng(4)
+    functions = [[-1.0, 0.5, 2.0], [3.0, 3.0, 3.0], [0.0, 1.0, -1.0]]
+    sizes = rng.integers(0, 5, 200)
+    terms = [(rng.normal(), rng.integers(0, (4, 3), (k, 2)).tolist()) for k in sizes]
+    variables = np.full((200, 4), -1)
+    for row, (_, entries) in zip(variables, terms, strict=True):
+        row[: len(entries)] = [3 * site + f for site, f in entries]
+    rng.permuted(variables, axis=1, out=variables)
+    tables = ClusterTables.from_terms(4, functions, terms, 0.25)
+    arrays = ClusterTables.from_arrays(4, functions, [c for c, _ in terms], variables, 0.25)
+    assert arrays.fingerprint == tables.fingerprint
+    x = rng.integers(0, 3, (20, 4))
+    phi = np.array(functions)
+    direct = [
+        0.25 + sum(c * np.prod([phi[f, y[s]] for s, f in entries]) for c, entries in terms)
+        for y in x
+    ]
+    assert np.allclose(tables.direct_energies(x), direct, rtol=0, atol=1e-10)

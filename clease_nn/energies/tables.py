@@ -82,61 +82,101 @@ class ClusterTables:
         ValueError
             If a coefficient or function value is not finite, or a site does not exist.
         """
-        table = [np.asarray(f, dtype=float) for f in functions]
-        if not all(np.isfinite(f).all() for f in table):
-            raise ValueError("site functions must be finite")
-        product_of: dict[tuple[int, ...], int] = {}
-        merged: dict[tuple[int, ...], list[float]] = {}
-        constants = [float(constant)]
-        constant_value = [float(f[0]) if np.ptp(f) == 0 else None for f in table]
+        n_f = len(functions)
+        coefficients, flat, lengths = [], [], []
         for coefficient, entries in terms:
-            coefficient = float(coefficient)
-            if not math.isfinite(coefficient):
-                raise ValueError(f"a cluster term has coefficient {coefficient}; it must be finite")
-            by_site: dict[int, list[int]] = {}
+            before = len(flat)
             for site, function in entries:
                 if not 0 <= site < n_sites:
                     raise ValueError(f"a cluster term names site {site}; there are {n_sites}")
-                by_site.setdefault(int(site), []).append(int(function))
-            key = []
-            for site, fs in sorted(by_site.items()):
-                if len(fs) > 1:
-                    fs = tuple(sorted(fs))
-                    if fs not in product_of:
-                        value = np.prod([table[f] for f in fs], axis=0)
-                        same = [k for k, f in enumerate(table) if np.array_equal(f, value)]
-                        product_of[fs] = same[0] if same else len(table)
-                        if not same:
-                            table.append(value)
-                            constant_value.append(float(value[0]) if np.ptp(value) == 0 else None)
-                    f = product_of[fs]
-                else:
-                    f = fs[0]
-                if constant_value[f] is not None:
-                    coefficient *= constant_value[f]
-                else:
-                    key.append((site, f))
-            if key:
-                merged.setdefault(tuple(key), []).append(coefficient)
-            else:
-                constants.append(coefficient)
-        sums = {key: math.fsum(values) for key, values in merged.items()}
-        used = sorted({f for key in sums for _, f in key})
-        new = {f: k for k, f in enumerate(used)}
+                if not 0 <= function < n_f:
+                    raise ValueError(f"a cluster term names function {function}; there are {n_f}")
+                flat.append(int(site) * n_f + int(function))
+            coefficients.append(float(coefficient))
+            lengths.append(len(flat) - before)
+        variables = np.full((len(lengths), max(lengths, default=0)), -1)
+        variables[np.arange(variables.shape[1]) < np.array(lengths, int)[:, None]] = flat
+        return cls.from_arrays(n_sites, functions, coefficients, variables, constant)
+
+    @classmethod
+    def from_arrays(
+        cls, n_sites: int, functions, coefficients, variables, constant: float = 0.0
+    ) -> ClusterTables:
+        """The same from arrays, for expansions of many terms.
+
+        Parameters
+        ----------
+        n_sites : int
+        functions : array_like, shape (functions, species)
+        coefficients : array_like, shape (terms,)
+            eV.
+        variables : array_like of int, shape (terms, most sites of a term)
+            ``site * len(functions) + function``, in any order, filled up with -1.
+        constant : float
+
+        Raises
+        ------
+        ValueError
+            As :meth:`from_terms`.
+
+        Examples
+        --------
+        >>> a = ClusterTables.from_arrays(2, [[-1.0, 1.0]], [0.5, 0.1], [[1, 0], [1, -1]])
+        >>> b = ClusterTables.from_terms(
+        ...     2, [[-1.0, 1.0]], [(0.5, [(0, 0), (1, 0)]), (0.1, [(1, 0)])]
+        ... )
+        >>> a.fingerprint == b.fingerprint
+        True
+        """
+        table = [np.asarray(f, dtype=float) for f in functions]
+        if not all(np.isfinite(f).all() for f in table):
+            raise ValueError("site functions must be finite")
+        coefficients = np.array(coefficients, dtype=float)
+        if not np.isfinite(coefficients).all():
+            bad = coefficients[~np.isfinite(coefficients)][0]
+            raise ValueError(f"a cluster term has coefficient {bad}; it must be finite")
+        rows = np.array(variables, dtype=np.int64)
+        if rows.size and rows.max() >= n_sites * len(table):
+            site = rows.max() // max(len(table), 1)
+            raise ValueError(f"a cluster term names site {site}; there are {n_sites}")
+        absent = np.iinfo(np.int64).max
+        rows = np.sort(np.where(rows < 0, absent, rows), axis=1)
+        site, function = np.divmod(rows, max(len(table), 1))
+        function[rows == absent] = -1
+        _simplify(table, coefficients, site, function)
+        keys = np.where(function < 0, -1, site * len(table) + function)
+        return cls._merged(n_sites, table, keys, coefficients, constant)
+
+    @classmethod
+    def _merged(cls, n_sites, table, keys, coefficients, constant) -> ClusterTables:
+        """Tables of terms ``keys`` (terms, width), ascending, then -1, equal ones added."""
+        free = (keys < 0).all(1)
+        constants = [float(constant), *coefficients[free].tolist()]
+        keys, coefficients = keys[~free], coefficients[~free]
+        if len(keys):
+            order = np.lexsort(keys.T[::-1])
+            keys, coefficients = keys[order], coefficients[order]
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = (keys[1:] != keys[:-1]).any(1)
+        start = np.flatnonzero(first)
+        stop = np.append(start[1:], len(keys))
+        sums = coefficients[start]
+        for t in np.flatnonzero(stop - start > 1):
+            sums[t] = math.fsum(coefficients[start[t] : stop[t]])
+        keys = keys[start]
+        present = keys >= 0
+        site, function = np.divmod(keys, max(len(table), 1))
+        used = np.unique(function[present])
+        site = site * len(used) + np.searchsorted(used, function)
+        kept, present = sums != 0.0, present[sums != 0.0]
         width = len(table[0]) if table else 1
-        kept = np.array([table[f] for f in used]).reshape(len(used), width)
-        n = len(used)
-        items = sorted(
-            (tuple(site * n + new[f] for site, f in key), c) for key, c in sums.items() if c != 0.0
-        )
-        lengths = np.array([len(k) for k, _ in items], dtype=np.int64)
         return cls(
             n_sites=int(n_sites),
-            functions=kept,
+            functions=np.array([table[f] for f in used]).reshape(len(used), width),
             constant=math.fsum(constants),
-            pointer=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            variables=np.array([v for k, _ in items for v in k], dtype=np.int64),
-            coefficients=np.array([c for _, c in items], dtype=float),
+            pointer=np.concatenate([[0], np.cumsum(present.sum(1))]).astype(np.int64),
+            variables=site[kept][present],
+            coefficients=sums[kept],
         )
 
     def terms(self):
@@ -144,6 +184,26 @@ class ClusterTables:
         for t, c in enumerate(self.coefficients):
             entries = self.variables[self.pointer[t] : self.pointer[t + 1]]
             yield float(c), [divmod(int(v), self.n_functions) for v in entries]
+
+    def direct_energies(self, occupations: np.ndarray) -> np.ndarray:
+        """(batch,) eV of occupations (batch, sites), term by term.
+
+        For a few configurations; kernels are faster for many, but have to be laid out first.
+
+        Examples
+        --------
+        >>> t = ClusterTables.from_terms(2, [[-1.0, 1.0]], [(0.5, [(0, 0), (1, 0)])])
+        >>> t.direct_energies(np.array([[0, 1], [1, 1]]))
+        array([-0.5,  0.5])
+        """
+        if not self.n_terms:
+            return np.full(len(occupations), self.constant)
+        site, function = np.divmod(self.variables, self.n_functions)
+        products = (
+            np.multiply.reduceat(self.functions[function, x[site]], self.pointer[:-1])
+            for x in np.asarray(occupations)
+        )
+        return np.array([self.constant + self.coefficients @ p for p in products])
 
     def interaction_shells(self, lattice: Lattice) -> list[tuple[int, int, float]]:
         """Pair shells, as :meth:`Lattice.pair_shells`, that contain every pair in a common term.
@@ -160,8 +220,10 @@ class ClusterTables:
         self.check_lattice(lattice)
         sites = self.variables // max(self.n_functions, 1)
         linked = np.zeros((self.n_sites, self.n_sites), dtype=bool)
-        for a, b in zip(self.pointer[:-1], self.pointer[1:], strict=True):
-            linked[np.ix_(sites[a:b], sites[a:b])] = True
+        size = np.diff(self.pointer)
+        for m in np.unique(size):
+            of_term = sites[self.pointer[:-1][size == m][:, None] + np.arange(m)]
+            linked[of_term[:, :, None], of_term[:, None, :]] = True
         np.fill_diagonal(linked, False)
         if not linked.any():
             return []
@@ -232,3 +294,40 @@ class ClusterTables:
         ):
             h.update(np.ascontiguousarray(part).tobytes())
         return h.hexdigest()[:16]
+
+
+def _simplify(table: list[np.ndarray], coefficients, site, function) -> None:
+    """Fold constant functions and products of functions of one site, in place.
+
+    ``site`` and ``function`` (terms, width) are sorted; absent entries have function -1. Products
+    become new functions in ``table``; a constant multiplies the coefficient.
+    """
+    constant_value = [float(f[0]) if np.ptp(f) == 0 else None for f in table]
+    is_constant = np.array([*(v is not None for v in constant_value), False])
+    twice = (site[:, 1:] == site[:, :-1]) & (function[:, 1:] >= 0)
+    odd = np.flatnonzero(twice.any(1) | is_constant[function].any(1))
+    product_of: dict[tuple[int, ...], int] = {}
+    entries = zip(odd.tolist(), site[odd].tolist(), function[odd].tolist(), strict=True)
+    for t, sites, functions in entries:
+        by_site: dict[int, list[int]] = {}
+        for s, f in zip(sites, functions, strict=True):
+            if f >= 0:
+                by_site.setdefault(s, []).append(f)
+        column = 0
+        function[t] = -1
+        for s, fs in by_site.items():
+            f, key = fs[0], tuple(fs)
+            if len(fs) > 1:
+                if key not in product_of:
+                    value = np.prod([table[k] for k in fs], axis=0)
+                    same = [k for k, g in enumerate(table) if np.array_equal(g, value)]
+                    product_of[key] = same[0] if same else len(table)
+                    if not same:
+                        table.append(value)
+                        constant_value.append(float(value[0]) if np.ptp(value) == 0 else None)
+                f = product_of[key]
+            if constant_value[f] is not None:
+                coefficients[t] *= constant_value[f]
+            else:
+                site[t, column], function[t, column] = s, f
+                column += 1

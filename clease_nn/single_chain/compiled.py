@@ -188,10 +188,10 @@ def _layout(tables: ClusterTables) -> tuple[np.ndarray, ...]:
         else:
             neighbours.append((row[entry], others, tables.coefficients[owner[entry]]))
         if n_f:
-            neighbours_of = np.stack([np.repeat(row[entry], m - 1), others.ravel()]) // n_f
-            neighbours.append((neighbours_of,))
-    pairs = np.concatenate([p[0] for p in neighbours if len(p) == 1] or [np.zeros((2, 0), int)], 1)
-    pairs = np.unique(pairs, axis=1).astype(np.int64)
+            near = np.repeat(row[entry] // n_f, m - 1) * n + others.ravel() // n_f
+            neighbours.append((np.unique(near),))
+    pairs = [p[0] for p in neighbours if len(p) == 1] or [np.zeros(0, np.int64)]
+    pairs = np.stack(np.divmod(np.unique(np.concatenate(pairs)).astype(np.int64), max(n, 1)))
     near_pointer = np.searchsorted(pairs[0], np.arange(n + 1))
     long = [p for p in neighbours if len(p) == 3]
     rows = np.concatenate([p[0] for p in long] or [np.zeros(0, np.int64)])

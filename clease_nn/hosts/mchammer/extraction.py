@@ -129,9 +129,8 @@ def energy(structure: Atoms, expansion) -> ClusterExpansionEnergy:
     parent = _Parent(expansion)
     cell = _Supercell(structure, parent)
     scale = parent.relative_scale * len(structure)
-    terms, constant = cell.terms(scale)
     functions = [[f.get(s, 0.0) for s in cell.lattice.species] for f in parent.functions]
-    tables = ClusterTables.from_terms(cell.lattice.n_sites, functions, terms, constant)
+    tables = ClusterTables.from_arrays(cell.lattice.n_sites, functions, *cell.terms(scale))
     return ClusterExpansionEnergy(tables, {"parent": parent.fingerprint})
 
 
@@ -337,13 +336,14 @@ class _Supercell:
         sublattices = self.parent.sublattices[self.basis[sites]]
         return Lattice(template, sites, species, allowed, sublattices)
 
-    def terms(self, scale: float) -> tuple[list[tuple[float, list[tuple[int, int]]]], float]:
-        """Terms ``(coefficient, [(site, function), ...])`` and constant, eV per supercell."""
+    def terms(self, scale: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Coefficients, variables and constant, eV: see :meth:`ClusterTables.from_arrays`."""
         parent = self.parent
-        site_of = np.full(len(self.structure), -1)
-        site_of[self.lattice.site_indices] = np.arange(self.lattice.n_sites)
+        n_sites = self.lattice.n_sites
+        site_of = np.full(len(self.structure), n_sites)  # an inactive site would be refused
+        site_of[self.lattice.site_indices] = np.arange(n_sites)
         n_functions = max(len(parent.functions), 1)
-        out = []
+        parts = []
         for value, sites, offsets, element in parent.orbits():
             cells = self.origins[:, None, None] + offsets
             active = site_of[self.atoms_at(np.broadcast_to(sites, cells.shape[:-1]), cells)]
@@ -354,9 +354,12 @@ class _Supercell:
             base = active * n_functions + first
             rows = np.concatenate([base + functions[list(p)] for p in permutations])
             rows, counts = np.unique(np.sort(rows, axis=1), axis=0, return_counts=True)
-            weight = scale * value / (len(active) * len(permutations))
-            out += [
-                (weight * count, [divmod(v, n_functions) for v in row])
-                for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
-            ]
-        return out, scale * float(parent.parameters[0])
+            parts.append((scale * value / (len(active) * len(permutations)) * counts, rows))
+        width = max((rows.shape[1] for _, rows in parts), default=0)
+        variables = np.full((sum(len(c) for c, _ in parts), width), -1)
+        stop = 0
+        for c, rows in parts:
+            start, stop = stop, stop + len(c)
+            variables[start:stop, : rows.shape[1]] = rows
+        coefficients = np.concatenate([c for c, _ in parts] or [np.zeros(0)])
+        return coefficients, variables, scale * float(parent.parameters[0])
