@@ -371,7 +371,7 @@ def test_a_constant_of_the_energy_changes_no_average_but_the_energy(observed):
             energy=lambda lattice, x, c=constant: table_energy(lattice, x) + c,
         )  # fmt: skip
         if observed:
-            mc.attach(ConcentrationObserver(mc.atoms, element="Au"), interval=3)
+            mc.attach(ConcentrationObserver(mc.atoms, element="Au"))
         mc.run(300, chem_pot=MU)
         for _ in mc.irun(50):
             pass
