@@ -42,6 +42,11 @@ def complete_occupations(lattice: Lattice, occupations) -> np.ndarray:
 def atomic_numbers(lattice: Lattice, occupations: np.ndarray) -> np.ndarray:
     """Atomic numbers of all atoms of the template, (batch, atoms), int64; vacancies read 0.
 
+    Raises
+    ------
+    ValueError
+        If a species is no chemical symbol.
+
     Examples
     --------
     >>> lattice = Lattice.square(2, 1, species=("Cu", "X"))

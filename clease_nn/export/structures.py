@@ -10,12 +10,11 @@ from pathlib import Path
 
 import ase.db
 import ase.io
-import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import atomic_numbers
 
 from clease_nn.configurations import Configurations
+from clease_nn.energies.atomic_numbers import atomic_numbers
 from clease_nn.export.files import replacing
 from clease_nn.export.tables import columns, complete_rows
 from clease_nn.export.unweighted import is_weighted
@@ -50,15 +49,13 @@ def to_atoms(c: Configurations) -> list[Atoms]:
     ('Cu3Au', 0.1)
     """
     rows = complete_rows(c, "an Atoms object")
-    lattice = c.lattice
-    number = np.array([atomic_numbers[s] for s in lattice.species])
     table = {name: column.tolist() for name, column in columns(c).items()}
     energies = table.pop("energy", None)
     method = {"method": c.provenance["method"]} if "method" in c.provenance else {}
     out = []
-    for k, row in enumerate(rows):
-        atoms = lattice.template.copy()
-        atoms.numbers[lattice.site_indices] = number[row]
+    for k, numbers in enumerate(atomic_numbers(c.lattice, rows)):
+        atoms = c.lattice.template.copy()
+        atoms.numbers[:] = numbers
         atoms.info.update({name: column[k] for name, column in table.items()}, **method)
         if energies is not None:
             atoms.calc = SinglePointCalculator(atoms, energy=energies[k])

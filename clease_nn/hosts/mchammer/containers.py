@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers as number_of
 from mchammer import DataContainer
 
 import clease_nn
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.energies.atomic_numbers import atomic_numbers
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.export.tables import complete_rows
 from clease_nn.export.unweighted import by_condition, is_weighted, unweighted
@@ -86,8 +87,7 @@ def to_data_container(c: Configurations, *, resample: int | None = None) -> Data
             f"{len(torch.unique(c.chain))}; choose one with c[c.chain == k]"
         )
     lattice, x = c.lattice, complete_rows(c, "a data container")
-    numbers = np.tile(lattice.template.numbers, (len(c), 1))
-    numbers[:, lattice.site_indices] = np.array([atomic_numbers[s] for s in lattice.species])[x]
+    numbers = atomic_numbers(lattice, x)
     background = np.delete(lattice.template.symbols, lattice.site_indices)
     interval = len(lattice.template)
     parameters = {"temperature": c.conditions.temperature[0].item()}
@@ -105,7 +105,7 @@ def to_data_container(c: Configurations, *, resample: int | None = None) -> Data
     out = DataContainer(lattice.atoms(x[0]), parameters, metadata)
     changed = np.concatenate([[False], (x[1:] != x[:-1]).any(1)])
     symbols = sorted({*lattice.species, *background})  # the host counts all atoms
-    counts = {f"{s}_count": (numbers == atomic_numbers[s]).sum(1).tolist() for s in symbols}
+    counts = {f"{s}_count": (numbers == number_of[s]).sum(1).tolist() for s in symbols}
     for k, energy in enumerate(c.energy.tolist()):
         row = {"potential": energy, "acceptance_ratio": float(changed[k])}
         row |= {tag: n[k] for tag, n in counts.items()}
@@ -165,8 +165,8 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
             f"the structures have {numbers.shape[1]} atoms, the lattice {len(template)}; read the "
             "lattice off the supercell of the run"
         )
-    index = np.full(max(atomic_numbers.values()) + 1, -1)
-    index[[atomic_numbers[s] for s in lattice.species]] = np.arange(lattice.n_species)
+    index = np.full(max(number_of.values()) + 1, -1)
+    index[[number_of[s] for s in lattice.species]] = np.arange(lattice.n_species)
     x = index[numbers[:, lattice.site_indices]]
     background = np.delete(numbers, lattice.site_indices, 1)
     wrong = ~lattice.allowed[np.arange(lattice.n_sites), x].all(1) | (x < 0).any(1)
