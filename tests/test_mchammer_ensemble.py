@@ -19,6 +19,7 @@ from mchammer.observers import ClusterExpansionObserver, SiteOccupancyObserver
 from mchammer_helpers import rows, system, trained
 
 from clease_nn import NeuralSGCEnsemble
+from clease_nn.sampler.keyed import KeyedMoves
 from clease_nn.warnings import NoModelWarning
 
 T = 900.0
@@ -326,6 +327,30 @@ def test_two_runs_are_one():
     assert rows(parts) == rows(whole)
 
 
+def test_many_short_runs_draw_no_more_than_a_long_one(monkeypatch):
+    """Proposals that were drawn ahead are kept from one run to the next."""
+    draws = []
+    draw = KeyedMoves._draw
+    monkeypatch.setattr(
+        KeyedMoves, "_draw", lambda self, x, n: (draws.append(n), draw(self, x, n))[1]
+    )
+    short, long = with_model(random_seed=2), with_model(random_seed=2)
+    long.run(800)
+    expected, draws[:] = list(draws), []
+    for _ in range(50):
+        short.run(16)
+    assert draws == expected
+
+
+def test_a_schedule_that_was_asked_for_is_not_taken_for_a_plan(tmp_path):
+    """A restart with "auto" plans where the run before had a given interval."""
+    path = str(tmp_path / "run.dc")
+    with_model(2.0, random_seed=1, dc_filename=path).run(80)
+    mc = with_model("auto", dc_filename=path)
+    mc.run(80)
+    assert "asked for" not in mc.neural_schedule.reason
+
+
 def test_seeds_fix_runs():
     """The same seed gives the same rows, another one others."""
     runs = []
@@ -456,6 +481,44 @@ def test_own_trial_steps_are_honoured():
     mc = Lazy(atoms, calculator, T, MU, neural_interval=None)
     mc.run(100)
     assert mc.structure == atoms
+
+
+@pytest.mark.parametrize("method", ["do_sgc_flip", "get_random_sublattice_index"])
+def test_methods_of_trial_steps_are_honoured(method):
+    """A subclass that changes any part of a trial step gets that, and hears what it costs."""
+    asked = []
+
+    def own(self, *args, **kwargs):
+        asked.append(1)
+        if method == "do_sgc_flip":
+            kwargs["allowed_sites"] = [0, 1]
+        return getattr(SemiGrandCanonicalEnsemble, method)(self, *args, **kwargs)
+
+    cls = type("Mine", (NeuralSGCEnsemble,), {method: own})
+    atoms, calculator = system()
+    with pytest.warns(NoModelWarning, match=f"Mine has a {method} of its own"):
+        mc = cls(atoms, calculator, T, {"Ag": 0.0, "Au": 0.0}, random_seed=1)
+    mc.run(200)
+    assert len(asked) == 200
+    if method == "do_sgc_flip":
+        assert np.array_equal(mc.structure.numbers[2:], atoms.numbers[2:])
+
+
+def test_conditions_changed_between_rows_are_followed():
+    """A subclass that cools while it runs is at the temperature it says."""
+
+    class Quench(NeuralSGCEnsemble):
+        def _run(self, steps):
+            if self.step >= 400:
+                self._ensemble_parameters["temperature"] = 1e-9
+            super()._run(steps)
+
+    atoms, calculator = system()
+    mc = Quench(atoms, calculator, 1e5, {"Ag": 0.0, "Au": 0.0}, neural_interval=None, random_seed=1)
+    mc.run(1200)
+    potential = mc.data_container.get("potential")
+    assert (np.diff(potential[:50]) > 0).any()
+    assert (np.diff(potential[50:]) <= 1e-12).all()
 
 
 # ---------------------------------------------------------------------- bad input

@@ -32,6 +32,15 @@ __all__ = ["NeuralSGCEnsemble"]
 _LONGEST_BLOCK = 1_000_000  # steps; Ctrl-C is heard between blocks
 _COLD = 1e-300  # eV; at mchammer's zero temperature no move uphill is accepted
 _RECORD = "chain"  # entry of the container's metadata
+_STEP = (
+    "_do_trial_step",
+    "do_sgc_flip",
+    "get_random_sublattice_index",
+    "_get_property_change",
+    "_acceptance_condition",
+    "_next_random_number",
+    "update_occupations",
+)  # what a trial step of mchammer goes through
 
 
 class NeuralSGCEnsemble(AbstractModelledEnsemble):
@@ -49,8 +58,9 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
     structure : ase.Atoms
         Supercell with the initial configuration.
     calculator : mchammer calculator
-        The moves of a ``ClusterExpansionCalculator`` are compiled. Those of other calculators are
-        made by mchammer, one by one and without models, with a ``NoModelWarning``.
+        The moves of a ``ClusterExpansionCalculator`` are compiled. Those of other calculators, and
+        of subclasses with trial steps of their own, are made by mchammer, one by one and without
+        models, with a ``NoModelWarning``.
     temperature : float
         K, or what ``boltzmann_constant`` goes with.
     chemical_potentials : mapping of str to float
@@ -145,7 +155,9 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         self._moves: KeyedMoves | None = None
         self._schedule: Schedule | None = None
         self._every = 0
-        self._ready = self._behind = False
+        self._made: tuple | None = None
+        self._prepared: tuple | None = None
+        self._behind = False
         self._expansion = Expansion.read(structure, calculator) if is_plain(calculator) else None
         if self._expansion is not None:
             self._models = ModelService(self._expansion.system, model, out_of_range)
@@ -170,7 +182,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         )
         if self._expansion is None:
             self._leave_to_the_host(model)
-        elif type(self)._do_trial_step is SemiGrandCanonicalEnsemble._do_trial_step:
+        elif not self._left_to_subclass():
             groups = self._groups()
             self._gauge.mu(self.chemical_potentials, self._exchanged(groups))
             self._chain = SingleChain(self.ensemble.energy.tables)
@@ -200,6 +212,20 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
             stacklevel=3,
         )
 
+    def _left_to_subclass(self) -> bool:
+        """Whether a subclass changes what a trial step does; says so."""
+        host, cls = SemiGrandCanonicalEnsemble, type(self)
+        own = [m for m in _STEP if getattr(cls, m) is not getattr(host, m)]
+        if own and self._neural_interval is not None:
+            warnings.warn(
+                f"{cls.__name__} has a {own[0]} of its own: all moves are left to it, at "
+                "mchammer's speed and without neural moves; neural_interval=None says that this "
+                "is meant",
+                NoModelWarning,
+                stacklevel=3,
+            )
+        return bool(own)
+
     def _exchanged(self, groups: FlipGroups) -> list[str]:
         """Species that trial moves may put somewhere."""
         return [self.lattice.species[k] for k in np.unique(groups.species)]
@@ -213,7 +239,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
             self._root = int(record["seed"], 16)
             self._counts = [int(record["neural_moves"]), int(record["neural_accepted"])]
             state = record["random_state"]
-            if record["schedule"] is not None:
+            if record["schedule"] is not None and record["planned"]:
                 self._schedule = Schedule(**_without_none(record["schedule"]))
         else:  # a new run, or one that mchammer has made steps in
             self._root = _digest(metadata.get("seed", self.random_seed), self.step)
@@ -239,6 +265,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
             "seed": f"{self._root:x}",
             "random_state": self._chain.random_state,
             "schedule": None if self._schedule is None else _plain(asdict(self._schedule)),
+            "planned": self._neural_interval == "auto",
             "neural_moves": self._counts[0],
             "neural_accepted": self._counts[1],
         }
@@ -276,7 +303,8 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         if self._chain is None:
             super()._run(number_of_trial_steps)
             return
-        if not self._ready:
+        if self._prepared != self._present():
+            self._synchronize()
             self._prepare()
         last = self.step + number_of_trial_steps
         every = self._every if self._moves is not None else 0
@@ -338,6 +366,10 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         return equal.argmax(1).astype(np.int8)
 
     # ------------------------------------------------------------------ set up
+    def _present(self) -> tuple:
+        """What the moves depend on and may change between two rows."""
+        return self.temperature, tuple(self.chemical_potentials.items())
+
     def _prepare(self) -> None:
         """Trial moves, condition and neural schedule as they are now."""
         if self._chain is None:
@@ -347,9 +379,9 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         kT = max(self.temperature * self.boltzmann_constant, _COLD)
         self._chain.set(kT, mu, groups)
         present = self._occupations(self.configuration.occupations)
-        if not (self._ready and np.array_equal(self._chain.occupations, present)):
+        if self._prepared is None or not np.array_equal(self._chain.occupations, present):
             self._chain.load(present, 0.0)
-        self._moves, self._ready = None, True
+        self._moves, self._prepared = None, self._present()
         if self._neural_interval is not None and groups.free.any() and self.temperature > 1e-16:
             self._look_up(groups)
 
@@ -381,7 +413,12 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
             pilot.load(present, moves.energy(present))
             self._schedule = plan_schedule(pilot, moves, n_free)
         block_size = self._schedule.block_size
-        self._moves = KeyedMoves(*parts, self._root, block_size=block_size, **options)
+        arrays = conditions.temperature, conditions.mu, groups.reachable, groups.avoid_pointer
+        key = (block_size, *(np.asarray(a).tobytes() for a in (*arrays, groups.avoid)))
+        made_for, moves = self._made or (None, None)
+        if made_for != key or moves.model is not trained.model:  # else keep what is drawn ahead
+            moves = KeyedMoves(*parts, self._root, block_size=block_size, **options)
+        self._made, self._moves = (key, moves), moves
         self._every = self._schedule.steps(n_free)
 
     @property
