@@ -143,6 +143,21 @@ def test_resampling_an_unweighted_batch_is_refused(tmp_path):
         unweighted(replace(c, log_target=None, energy=None), 1)
 
 
+def test_completions_of_different_parts_are_not_resampled_together():
+    """Weights around other given sites, or other species there, have another normalisation."""
+    c = draws(n=100)
+    given = c.step.clone()
+    given[:, 0] = -1
+    other = given.clone()
+    other[50:, 0], other[50:, 1] = 0, -1
+    x = c.occupations.clone()
+    x[:, 0] = 0
+    assert len(unweighted(replace(c, occupations=x, step=given), 1))
+    for occupations, step in ((x, other), (c.occupations, given)):
+        with pytest.raises(ValueError, match="other given sites"):
+            unweighted(replace(c, occupations=occupations, step=step), 1)
+
+
 def test_unweighted_means_are_exact():
     """Plain means of resampled draws agree with enumeration within their errors, per condition."""
     lattice, ensemble, box = binary()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from clease_nn.configurations import Configurations
+from clease_nn.lattice import UNKNOWN
 from clease_nn.sampler.draws import resample_chain
 from clease_nn.statistics import normalized_ess
 from clease_nn.warnings import LowESSWarning
@@ -64,7 +65,8 @@ def unweighted(c: Configurations, seed: int) -> Configurations:
     Raises
     ------
     ValueError
-        If the rows have no weights.
+        If the rows have no weights, or draws of one condition were completed around different
+        given sites: their weights have no common normalisation.
 
     Warns
     -----
@@ -79,6 +81,7 @@ def unweighted(c: Configurations, seed: int) -> Configurations:
     rng = torch.Generator().manual_seed(int(seed))
     parts, details = [], {"acceptance": [], "surplus": [], "effective_draws": []}
     for k, rows in enumerate(by_condition(c.to("cpu"))):
+        _require_same_given(rows)
         effective = len(rows) * float(normalized_ess(rows.log_weight))
         if effective < _FEWEST_EFFECTIVE:
             warnings.warn(
@@ -96,3 +99,17 @@ def unweighted(c: Configurations, seed: int) -> Configurations:
     method = parts[0].provenance["method"]
     out = Configurations.cat(parts)
     return replace(out, provenance={**c.provenance, "method": method, **details})
+
+
+def _require_same_given(rows: Configurations) -> None:
+    """Raise ValueError unless all draws left the same sites as they were given."""
+    if rows.step is None:
+        return
+    given = rows.step < 0
+    left = torch.where(given, rows.occupations, torch.full_like(rows.occupations, UNKNOWN))
+    differ = ((given != given[:1]) | (left != left[:1])).any(1)
+    if differ.any():
+        raise ValueError(
+            f"draw {int(differ.nonzero()[0])} was completed around other given sites than draw 0 "
+            "of the same condition: their weights cannot be compared; resample each set by itself"
+        )
