@@ -103,6 +103,17 @@ class Configurations:
             raise ValueError("log_weight needs log_prob and log_target; score the configurations")
         return self.log_target - self.log_prob
 
+    @property
+    def same_given(self) -> bool:
+        """Whether all rows were drawn around the same given sites, with the same species there.
+
+        Only then do weights of rows at one condition share their normalisation.
+        """
+        if self.step is None or not len(self):
+            return True
+        given = torch.where(self.step < 0, self.occupations, UNKNOWN)
+        return bool((given == given[0]).all())
+
     def counts(self) -> Tensor:
         """(batch, species) float64: how many active sites carry each species."""
         return species_counts(self.occupations, self.lattice.n_species)

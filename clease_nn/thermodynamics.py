@@ -483,14 +483,7 @@ def _doubt_chains(c: Configurations, g: _Group) -> tuple[float, str] | None:
 
 def _check_given_sites(c: Configurations, g: _Group) -> None:
     """Draws around given sites describe one restricted ensemble only if all share these sites."""
-    if c.step is None:
-        return
-    rows = torch.as_tensor(g.rows, device=c.occupations.device)
-    given = c.step[rows] < 0
-    if not bool(given.any()):
-        return
-    occupations = torch.where(given, c.occupations[rows], -1)
-    if not bool((occupations == occupations[0]).all()):
+    if not c[torch.as_tensor(g.rows, device=c.occupations.device)].same_given:
         raise ValueError(
             f"rows at {g.name} were completed from different given sites; average every set of "
             "given sites separately, or unweighted as chains"

@@ -154,7 +154,7 @@ def test_completions_of_different_parts_are_not_resampled_together():
     x[:, 0] = 0
     assert len(unweighted(replace(c, occupations=x, step=given), 1))
     for occupations, step in ((x, other), (c.occupations, given)):
-        with pytest.raises(ValueError, match="other given sites"):
+        with pytest.raises(ValueError, match="different given sites"):
             unweighted(replace(c, occupations=occupations, step=step), 1)
 
 

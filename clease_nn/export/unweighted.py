@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 
 from clease_nn.configurations import Configurations
-from clease_nn.lattice import UNKNOWN
 from clease_nn.sampler.draws import resample_chain
 from clease_nn.statistics import normalized_ess
 from clease_nn.warnings import LowESSWarning
@@ -81,7 +80,12 @@ def unweighted(c: Configurations, seed: int) -> Configurations:
     rng = torch.Generator().manual_seed(int(seed))
     parts, details = [], {"acceptance": [], "surplus": [], "effective_draws": []}
     for k, rows in enumerate(by_condition(c.to("cpu"))):
-        _require_same_given(rows)
+        if not rows.same_given:
+            raise ValueError(
+                f"draws at {rows.conditions.temperature[0].item():g} K were completed from "
+                "different given sites: their weights cannot be compared; resample every set of "
+                "given sites separately"
+            )
         effective = len(rows) * float(normalized_ess(rows.log_weight))
         if effective < _FEWEST_EFFECTIVE:
             warnings.warn(
@@ -99,17 +103,3 @@ def unweighted(c: Configurations, seed: int) -> Configurations:
     method = parts[0].provenance["method"]
     out = Configurations.cat(parts)
     return replace(out, provenance={**c.provenance, "method": method, **details})
-
-
-def _require_same_given(rows: Configurations) -> None:
-    """Raise ValueError unless all draws left the same sites as they were given."""
-    if rows.step is None:
-        return
-    given = rows.step < 0
-    left = torch.where(given, rows.occupations, torch.full_like(rows.occupations, UNKNOWN))
-    differ = ((given != given[:1]) | (left != left[:1])).any(1)
-    if differ.any():
-        raise ValueError(
-            f"draw {int(differ.nonzero()[0])} was completed around other given sites than draw 0 "
-            "of the same condition: their weights cannot be compared; resample each set by itself"
-        )
