@@ -402,6 +402,19 @@ def test_random_numbers_are_not_used_twice(tmp_path):
     assert ours.data_container.metadata["chain"]["seed"] != seed
 
 
+def test_neural_moves_of_another_interval_have_fresh_random_numbers(tmp_path, monkeypatch):
+    """A restart with another interval, which numbers the moves anew, repeats none of them."""
+    used = []
+    restart = KeyedMoves._restart
+    monkeypatch.setattr(
+        KeyedMoves, "_restart", lambda m, *key: (used.append((m._seed, *key)), restart(m, *key))[1]
+    )
+    for interval in (1.0, 3.0, 2.0):
+        with_model(interval, random_seed=1, dc_filename=str(tmp_path / "run.dc")).run(240)
+    decisions = [key for key in used if key[1] == 1]
+    assert len(decisions) == 30 + 10 + 15 == len(set(decisions))
+
+
 def test_container_of_other_parameters_is_refused(tmp_path):
     """mchammer's own error names the parameters that differ."""
     path = str(tmp_path / "run.dc")

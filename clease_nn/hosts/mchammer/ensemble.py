@@ -157,7 +157,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         self._every = 0
         self._made: tuple | None = None
         self._prepared: tuple | None = None
-        self._behind = False
+        self._behind = self._unsorted = False
         self._expansion = Expansion.read(structure, calculator) if is_plain(calculator) else None
         if self._expansion is not None:
             self._models = ModelService(self._expansion.system, model, out_of_range)
@@ -347,17 +347,29 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
 
     def _synchronize(self) -> None:
         """Bring configuration manager and calculator to where the chain is."""
+        self._show()
+        if self._unsorted:
+            self.configuration.set_occupations(self.configuration.occupations)
+            self._unsorted = False
+
+    def _show(self) -> None:
+        """Bring what a row and observers look at to where the chain is.
+
+        The manager's lists of sites by species are not among it: they cost a hundred times what
+        the rest does, and only mchammer's own swaps read them.
+        """
         if self._behind:
             numbers = self.configuration.occupations
             numbers[self.lattice.site_indices] = self._expansion.numbers[self._chain.occupations]
-            self.configuration.set_occupations(numbers)
+            self._unsorted = True
+            self.configuration._occupations[:] = numbers
             self.calculator.set_occupations(numbers)
             self._behind = False
 
     def _observe(self, step: int) -> None:
         intervals = [self._ensemble_data_write_interval, self._trajectory_write_interval]
         if any(step % k == 0 for k in (*intervals, *(o.interval for o in self.observers.values()))):
-            self._synchronize()
+            self._show()
         super()._observe(step)
 
     def _occupations(self, numbers: np.ndarray) -> np.ndarray:
@@ -412,14 +424,14 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
             present = self._chain.occupations.copy()
             pilot.load(present, moves.energy(present))
             self._schedule = plan_schedule(pilot, moves, n_free)
-        block_size = self._schedule.block_size
+        block_size, self._every = self._schedule.block_size, self._schedule.steps(n_free)
+        seed = (self._root << 32) + self._every  # another interval would number moves anew
         arrays = conditions.temperature, conditions.mu, groups.reachable, groups.avoid_pointer
-        key = (block_size, *(np.asarray(a).tobytes() for a in (*arrays, groups.avoid)))
+        key = (seed, block_size, *(np.asarray(a).tobytes() for a in (*arrays, groups.avoid)))
         made_for, moves = self._made or (None, None)
         if made_for != key or moves.model is not trained.model:  # else keep what is drawn ahead
-            moves = KeyedMoves(*parts, self._root, block_size=block_size, **options)
+            moves = KeyedMoves(*parts, seed, block_size=block_size, **options)
         self._made, self._moves = (key, moves), moves
-        self._every = self._schedule.steps(n_free)
 
     @property
     def neural_schedule(self) -> Schedule | None:
