@@ -361,6 +361,31 @@ def test_changed_parameters_of_the_calculator_are_refused():
     mc.run(5)
 
 
+def test_an_energy_may_write_into_its_argument():
+    """Runs and draws are those of the same energy that leaves its argument alone."""
+
+    def careless(lattice, x):
+        out = table_energy(lattice, x)
+        x.neg_().add_(1)
+        return out
+
+    out = []
+    for energy in (table_energy, careless):
+        lattice = active_lattice(cell(), BINARY)
+        mc = NeuralSGCSampler(
+            cell(), TEMP, BINARY, energy=energy, seed=6, model=biased_model(lattice)
+        )
+        mc.run(60, chem_pot=MU)
+        q = mc.get_thermodynamic_quantities()
+        out.append((q["energy"], q["Au_conc"], mc.free_energy(n=50).value))
+        chain = EnergyChain(energy, lattice)
+        chain.set(0.1, [0.2, 0.0], FlipGroups([(range(8), [0, 1])], lattice.allowed))
+        chain.load(np.zeros(8, np.int8), float(emt_energies()[0]) - 8 * 0.2)
+        chain.run(60)
+        out[-1] += tuple(chain.sums)
+    assert out[0] == out[1]
+
+
 @pytest.mark.parametrize("observed", [False, True])
 def test_a_constant_of_the_energy_changes_no_average_but_the_energy(observed):
     """With 17 million eV added, as in totals of all electrons, the heat capacity stays."""

@@ -142,7 +142,7 @@ class EnergyChain(AbstractChain):
     def _evaluate(self, occupations: np.ndarray) -> float:
         """E' of one configuration."""
         self.calls += 1
-        x = torch.from_numpy(occupations[None])
+        x = torch.from_numpy(occupations[None].copy())  # the energy may write into it
         energy = float(torch.as_tensor(self._energy(self.lattice, x)).reshape(-1)[0])
         if not np.isfinite(energy):
             raise ValueError(

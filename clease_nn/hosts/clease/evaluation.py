@@ -75,7 +75,8 @@ class WatchedEnergy:
         """As a call, but energies may be NaN: fits leave such structures out."""
         self.calls += len(occupations)
         try:
-            out = torch.as_tensor(self.energy(lattice, occupations)).detach().cpu().double()
+            out = self.energy(lattice, occupations.clone())  # it may write into its argument
+            out = torch.as_tensor(out).detach().cpu().double()
         except Exception as error:
             more = f" or one of {len(occupations) - 1} others" if len(occupations) > 1 else ""
             error.add_note(f"the configuration was {self._name(occupations[0])}{more}")
