@@ -169,6 +169,13 @@ def test_the_schedule_says_why(tmp_path):
     assert "was asked for" in mc.neural_schedule.reason
 
 
+@pytest.mark.parametrize("train", ["yes", {"temps": (300, 900)}])
+def test_wrong_training_is_refused_at_once(train, tmp_path):
+    """What train= cannot mean is refused when the sampler is made, not at its first run."""
+    with pytest.raises(TypeError, match="temps and chem_pots among them"):
+        NeuralSGCSampler(binary_atoms(tmp_path), 900, BINARY, train=train)
+
+
 def test_training_on_demand(tmp_path, monkeypatch):
     """train=dict(...) fits at the first run that finds no model, with just these arguments."""
     atoms = binary_atoms(tmp_path)

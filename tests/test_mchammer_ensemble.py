@@ -552,6 +552,8 @@ def test_conditions_changed_between_rows_are_followed():
         ({"sublattice_probabilities": [-1.0]}, ValueError, "not negative"),
         ({"neural_interval": -1.0}, ValueError, "neural_interval"),
         ({"out_of_range": "ignore"}, ValueError, "out_of_range"),
+        ({"train": "yes"}, TypeError, "train must be True, False or a dict"),
+        ({"train": {"temp": (300, 900)}}, TypeError, "temps and chem_pots among them"),
         ({"model": 5}, TypeError, "model must be"),
     ],
 )

@@ -24,7 +24,23 @@ from clease_nn.statistics import Estimate
 from clease_nn.training import fit
 from clease_nn.warnings import NoModelWarning, OutOfRangeWarning
 
-__all__ = ["ModelService"]
+__all__ = ["ModelService", "check_train"]
+
+
+def check_train(train) -> None:
+    """Raise TypeError unless ``train`` of a sampler is a bool or arguments of its ``fit``.
+
+    Examples
+    --------
+    >>> check_train({"temps": (300, 900), "chem_pots": {"Au": (0, 1)}, "max_seconds": 60})
+    """
+    if isinstance(train, (bool, np.bool_)):
+        return
+    if not isinstance(train, Mapping) or not {"temps", "chem_pots"} <= train.keys():
+        raise TypeError(
+            "train must be True, False or a dict of arguments of fit(), temps and chem_pots among "
+            f"them, got {train!r}"
+        )
 
 
 class ModelService:

@@ -19,6 +19,7 @@ from clease_nn.hosts.clease.constraints import read_generator, single_trial_move
 from clease_nn.hosts.clease.modelled import AbstractModelledSampler
 from clease_nn.hosts.clease.observers import BlockAverager, corrected, feed, original
 from clease_nn.sampler import NeuralMoves, Schedule, System, plan_schedule
+from clease_nn.sampler.service import check_train
 from clease_nn.single_chain import AbstractChain, SingleChain
 from clease_nn.warnings import NoModelWarning
 
@@ -79,6 +80,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
                 "neural_interval must be 'auto', None or a positive number of sweeps, got "
                 f"{neural_interval!r}"
             )
+        check_train(train)
         self._rng_root = None if seed is None else np.random.SeedSequence(seed)
         self._neural_interval = neural_interval
         self._train = train

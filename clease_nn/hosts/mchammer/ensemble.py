@@ -24,6 +24,7 @@ from clease_nn.hosts.mchammer.modelled import AbstractModelledEnsemble, check_nu
 from clease_nn.io import TrainedModel
 from clease_nn.sampler import ModelService, NeuralMoves, Schedule, plan_schedule
 from clease_nn.sampler.keyed import KeyedMoves
+from clease_nn.sampler.service import check_train
 from clease_nn.single_chain import FlipGroups, SingleChain
 from clease_nn.warnings import NoModelWarning
 
@@ -150,6 +151,7 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
                 "neural_interval must be 'auto', None or a positive number of sweeps, got "
                 f"{neural_interval!r}"
             )
+        check_train(train)
         self._neural_interval, self._train = neural_interval, train
         self._chain: SingleChain | None = None
         self._moves: KeyedMoves | None = None
