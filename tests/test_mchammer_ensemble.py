@@ -595,6 +595,18 @@ def test_calculator_of_another_supercell_is_refused():
         NeuralSGCEnsemble(atoms, calculator, T, MU)
 
 
+def test_calculator_that_was_changed_is_read_again():
+    """Rows and moves follow the energies that a calculator has now."""
+    atoms, calculator = system()
+    before = NeuralSGCEnsemble(atoms, calculator, T, MU, neural_interval=None)
+    calculator._parameters[:] *= 2
+    after = NeuralSGCEnsemble(atoms, calculator, T, MU, neural_interval=None)
+    x = after.lattice.occupations(atoms)[None]
+    e = after.ensemble.energy.tables.direct_energies(x)[0]
+    assert e == pytest.approx(calculator.calculate_total(occupations=atoms.numbers), abs=1e-10)
+    assert e == pytest.approx(2 * before.ensemble.energy.tables.direct_energies(x)[0], abs=1e-10)
+
+
 def test_steps_must_be_an_integer():
     """mchammer's own check of the number of steps comes through."""
     with pytest.raises(TypeError, match="must be an integer"):

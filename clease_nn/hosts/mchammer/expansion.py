@@ -51,7 +51,7 @@ class Expansion:
             supercell.
         """
         known = _KNOWN.get(calculator)
-        if known is None or not _same_supercell(known.system.lattice.template, structure):
+        if known is None or not known._serves(structure, calculator):
             lattice = extraction.lattice(structure, calculator)
             energy = extraction.energy(structure, calculator)
             system = System(lattice, SemiGrandCanonical(energy), energy.metadata["parent"])
@@ -59,6 +59,16 @@ class Expansion:
             known.check(calculator)
             _KNOWN[calculator] = known
         return known
+
+    def _serves(self, structure: Atoms, calculator) -> bool:
+        """Whether supercell and energies are still those that were read."""
+        if not _same_supercell(self.system.lattice.template, structure):
+            return False
+        try:
+            self.check(calculator)
+        except ValueError:
+            return False
+        return True
 
     def check(self, calculator) -> None:
         """Raise ValueError if the calculator gives other energies than the tables."""
