@@ -50,15 +50,16 @@ class DelayedAcceptanceChain(AbstractChain):
         Site functions whose means over all active sites are followed (``values``).
     inner : int, optional
         Surrogate moves a step. Default: three autocorrelation times (energy and counts) of the
-        surrogate's own chain, measured from the present configuration whenever the condition is
-        set, at least 16 a site. A phase that the pilot never leaves is not seen.
+        surrogate's own chain, at least four a site, measured by a pilot run the first time a
+        condition is met. The condition keeps it: a length that followed the state would break
+        detailed balance.
 
     Attributes
     ----------
     true_calls : int
         True energies asked for since construction (a cache behind them not considered).
     inner : int or None
-        Surrogate moves a step; None until the first run measures it.
+        Surrogate moves a step; None until the first run at a condition.
 
     Raises
     ------
@@ -110,6 +111,7 @@ class DelayedAcceptanceChain(AbstractChain):
         self._true, self._surrogate, self.lattice = energy, surrogate, lattice
         self._given = inner is not None
         self.inner = int(inner) if self._given else None
+        self._lengths: dict[tuple, int] = {}
         self._chain = SingleChain(surrogate.tables)
         table = np.zeros((0, lattice.n_species)) if observables is None else observables
         self._observables = np.atleast_2d(np.asarray(table, dtype=float)) / lattice.n_sites
@@ -133,8 +135,9 @@ class DelayedAcceptanceChain(AbstractChain):
         self._mu = np.asarray(mu, dtype=float)
         self._chain.set(kT, self._mu, groups)
         self._cheap = None
+        self._condition = (self._kT, self._mu.tobytes(), groups.reachable.tobytes())
         if not self._given:
-            self.inner = None
+            self.inner = self._lengths.get(self._condition)
 
     def seed(self, sequence: np.random.SeedSequence) -> None:
         """Start the random numbers."""
@@ -171,7 +174,7 @@ class DelayedAcceptanceChain(AbstractChain):
         if self._cheap is None:
             self._cheap = self._surrogate_energy(self.occupations)
         if self.inner is None:
-            self.inner = self._measure_inner()
+            self.inner = self._lengths[self._condition] = self._measure_inner()
         chain = self._chain
         for _ in range(int(steps)):
             chain.load(self.occupations, self._cheap)

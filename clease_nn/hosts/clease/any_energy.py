@@ -22,6 +22,7 @@ from clease.montecarlo.observers import (
     SGCObserver,
 )
 from clease.montecarlo.trial_move_generator import TrialMoveGenerator
+from tqdm import tqdm
 
 from clease_nn.conditions import Conditions
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
@@ -421,10 +422,16 @@ class EnergySampler(AbstractNeuralSampler):
                 }
         elif surrogate not in ("auto", None):
             raise ValueError("this energy is a cluster expansion and needs no surrogate")
-        return self._models.fit(
+        trained = self._models.fit(
             box, max_seconds=max_seconds, max_steps=max_steps, seed=seed, metadata=metadata,
             ensemble=ensemble, **options,
         )  # fmt: skip
+        if ensemble is not None and options.get("progress", True):
+            tqdm.write(
+                "the figures of the training are those against the surrogate; NESS against the "
+                "energy itself comes with free_energy() and sample()"
+            )
+        return trained
 
     def _surrogate_for(self, wish, box, seed: int, progress: bool) -> Surrogate | None:
         if isinstance(wish, Surrogate):
