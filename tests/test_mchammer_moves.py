@@ -1,5 +1,6 @@
 """Neural moves in mchammer's own ensembles: exact, restartable, refused where not correctable."""
 
+import random
 import warnings
 
 import numpy as np
@@ -19,10 +20,12 @@ from mchammer_helpers import exact, rows, system, trained
 from sampler_helpers import pooled_z
 
 from clease_nn.hosts.mchammer import NeuralSGCEnsemble
+from clease_nn.hosts.mchammer.extraction import lattice as calculator_lattice
 from clease_nn.hosts.mchammer.moves import NeuralCanonicalEnsemble, NeuralTrialSteps
 from clease_nn.io import TrainedModel
 from clease_nn.models import AnyOrderARM
 from clease_nn.networks import LatticeConvolution
+from clease_nn.sampler.keyed import KeyedMoves
 from clease_nn.warnings import NoModelWarning, OutOfRangeWarning
 
 T = 900
@@ -190,8 +193,12 @@ def test_frozen_sublattices_stay():
 # ------------------------------------------------------------------ restart and containers
 @pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize("canonical", [True, False])
-def test_a_restart_repeats_the_uninterrupted_run(tmp_path, canonical, block_size):
-    """Stopped and gone on with from the file: the same rows, bit by bit."""
+def test_a_restart_goes_on(tmp_path, canonical, block_size):
+    """Semi-grand canonical: the rows of an uninterrupted run, bit by bit.
+
+    The choice of mchammer's swaps depends on the history of a run; there the restart has the
+    state, and the neural proposals from one configuration are those of the uninterrupted run.
+    """
     atoms, calculator = system()
     atoms.symbols[:3] = "Ag"
     model = trained(atoms, calculator)
@@ -208,14 +215,61 @@ def test_a_restart_repeats_the_uninterrupted_run(tmp_path, canonical, block_size
 
     whole = make("a.dc")
     whole.run(120)
-    make("b.dc").run(43)
+    first = make("b.dc")
+    first.run(43)
     parts = make("b.dc")
-    assert parts.step == 43
+    assert parts.step == 43 and parts.neural_acceptance == first.neural_acceptance
+    assert (parts.configuration.occupations == first.configuration.occupations).all()
     parts.run(77)
     a, b = (DataContainer.read(str(tmp_path / f)) for f in ("a.dc", "b.dc"))
-    assert a._data_list == b._data_list
-    assert a.metadata["neural_moves"] == b.metadata["neural_moves"]
-    assert parts.neural_acceptance == whole.neural_acceptance
+    if not canonical:
+        assert a._data_list == b._data_list
+        assert parts.neural_acceptance == whole.neural_acceptance
+        assert a.metadata["neural_moves"] == b.metadata["neural_moves"]
+        return
+    assert a._data_list[:8] == b._data_list[:8]
+    assert a.metadata["neural_moves"]["moves"] == b.metadata["neural_moves"]["moves"]
+    lattice = calculator_lattice(atoms, calculator)
+    x = lattice.occupations(atoms)
+    proposals = []
+    for mc in (whole, parts):
+        random.seed(3)
+        y, log_ratio = mc._propose(120, x)
+        proposals.append((y.tolist(), log_ratio))
+    assert proposals[0] == proposals[1]
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+def test_another_interval_has_fresh_random_numbers(tmp_path, monkeypatch, canonical):
+    """A restart with another interval, which numbers the moves anew, repeats none of them."""
+    used = []
+
+    def record(owner, seed):
+        restart = owner._restart
+
+        def recorded(moves, *key):
+            used.append((getattr(moves, seed), *key))
+            restart(moves, *key)
+
+        monkeypatch.setattr(owner, "_restart", recorded)
+
+    record(NeuralTrialSteps, "_root")
+    record(KeyedMoves, "_seed")
+    atoms, calculator = system()
+    atoms.symbols[:3] = "Ag"
+    model = trained(atoms, calculator)
+    host, given = (
+        (NeuralCanonicalEnsemble, ()) if canonical else (Mixed, ({"Ag": 0.0, "Au": 0.05},))
+    )
+    for interval in (1.0, 3.0, 2.0):
+        mc = host(
+            atoms, calculator, T, *given, random_seed=5, model=model, neural_interval=interval,
+            dc_filename=str(tmp_path / "run.dc"),
+        )  # fmt: skip
+        mc.run(24 * len(atoms))
+    deciding = 2 if canonical else 1
+    decisions = [key for key in used if key[1] == deciding]
+    assert len(decisions) >= 40 and len(decisions) == len(set(decisions))
 
 
 def test_seeds_fix_the_run():

@@ -77,8 +77,10 @@ class NeuralTrialSteps:
     -----
     A proposal that violates ``neighbor_sites_to_avoid`` is rejected. The sublattice of a block is
     chosen with the probabilities of swaps; sublattices with probability zero are frozen. Random
-    numbers of a model depend on the seed of the container and the step alone, all others are
-    mchammer's: a run that is restarted goes on as if it had never been stopped.
+    numbers of a model depend on the seed of the container, the interval and the step alone, all
+    others are mchammer's. A semi-grand canonical run that is restarted therefore goes on as if it
+    had never been stopped. A canonical one goes on as another run of the same distribution: the
+    second site of mchammer's swaps is taken from lists whose order is the history of the run.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class NeuralTrialSteps:
         self._every = max(1, round(self._interval * n_free)) if n_free else 0
         metadata = self.data_container.metadata
         self._seed = _seed_of(metadata.get("seed", self.random_seed))
+        self._root = (self._seed << 32) + self._every  # another interval numbers moves anew
         record = metadata.get(_RECORD) or {}
         self._neural = [int(record.get("moves", 0)), int(record.get("accepted", 0))]
         self._warned = False
@@ -228,7 +231,7 @@ class NeuralTrialSteps:
 
     def _restart(self, purpose: int, number: int) -> None:
         """Random numbers of the model that depend on the seed and a number alone."""
-        words = np.random.SeedSequence([self._seed, purpose, number])
+        words = np.random.SeedSequence([self._root, purpose, number])
         self._moves.rng.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def _prepare(self, numbers: np.ndarray) -> None:
@@ -262,7 +265,7 @@ class NeuralTrialSteps:
                 system.lattice, numbers, self.sublattices, self._probabilities(), avoid or None
             )
             self._moves = KeyedMoves(
-                *parts, self._seed, block_size=self._block_size, reachable=groups.reachable,
+                *parts, self._root, block_size=self._block_size, reachable=groups.reachable,
                 forbidden=groups.forbidden if len(groups.avoid) else None,
             )  # fmt: skip
         self._setting, self._drawn = setting, None
