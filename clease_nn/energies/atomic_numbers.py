@@ -8,7 +8,7 @@ from ase.data import atomic_numbers as number_of
 
 from clease_nn.lattice import Lattice
 
-__all__ = ["atomic_numbers", "complete_occupations"]
+__all__ = ["atomic_numbers", "complete_occupations", "from_atomic_numbers"]
 
 
 def complete_occupations(lattice: Lattice, occupations) -> np.ndarray:
@@ -60,3 +60,20 @@ def atomic_numbers(lattice: Lattice, occupations: np.ndarray) -> np.ndarray:
     out = np.tile(lattice.template.numbers.astype(np.int64), (len(occupations), 1))
     out[:, lattice.site_indices] = of_species[occupations]
     return out
+
+
+def from_atomic_numbers(lattice: Lattice, numbers: np.ndarray) -> np.ndarray:
+    """Occupations (batch, sites), int8, from their atomic numbers (batch, sites).
+
+    Elements that are no species of the lattice read -1; what a site may carry is not looked at.
+
+    Examples
+    --------
+    >>> lattice = Lattice.square(2, 1, species=("Cu", "X"))
+    >>> from_atomic_numbers(lattice, np.array([[29, 0], [29, 79]]))
+    array([[ 0,  1],
+           [ 0, -1]], dtype=int8)
+    """
+    index = np.full(max(number_of.values()) + 1, -1, dtype=np.int8)
+    index[[number_of[s] for s in lattice.species]] = np.arange(lattice.n_species)
+    return index[np.asarray(numbers)]

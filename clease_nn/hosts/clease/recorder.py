@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
 from clease.datastructures import MCStep
 from clease.montecarlo import SGCMonteCarlo
 from clease.montecarlo.observers import MCObserver
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.energies.atomic_numbers import from_atomic_numbers
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease.any_energy import EnergySampler
 from clease_nn.hosts.clease.chemical_potentials import mu_from_chem_pot
@@ -110,8 +110,6 @@ class ConfigurationRecorder(MCObserver):
         """
         if not self._numbers:
             raise ValueError("nothing was recorded; attach the recorder and run")
-        index = np.full(max(atomic_numbers.values()) + 1, -1)
-        index[[atomic_numbers[s] for s in self.lattice.species]] = range(self.lattice.n_species)
         at = Conditions(
             torch.tensor(self._temperatures, dtype=torch.float64),
             torch.as_tensor(np.array(self._mu)),
@@ -119,7 +117,7 @@ class ConfigurationRecorder(MCObserver):
         c = Configurations(
             self.lattice,
             at,
-            torch.as_tensor(index[np.array(self._numbers)]),
+            torch.as_tensor(from_atomic_numbers(self.lattice, np.array(self._numbers))),
             chain=torch.zeros(len(at), dtype=torch.int64),
             provenance={"method": f"recorded from {type(self.mc).__name__}"},
         )

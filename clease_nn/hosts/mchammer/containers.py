@@ -14,10 +14,11 @@ from mchammer import DataContainer
 import clease_nn
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.energies.atomic_numbers import atomic_numbers
+from clease_nn.energies.atomic_numbers import atomic_numbers, from_atomic_numbers
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.export.tables import complete_rows
 from clease_nn.export.unweighted import by_condition, is_weighted, unweighted
+from clease_nn.hosts.mchammer.private import trajectory, write_last_state
 from clease_nn.lattice import Lattice
 
 __all__ = ["from_data_container", "to_data_container"]
@@ -110,12 +111,8 @@ def to_data_container(c: Configurations, *, resample: int | None = None) -> Data
         row = {"potential": energy, "acceptance_ratio": float(changed[k])}
         row |= {tag: n[k] for tag, n in counts.items()}
         out.append(k * interval, {**row, "occupations": numbers[k].tolist()})
-    out._update_last_state(
-        last_step=(len(c) - 1) * interval,
-        occupations=numbers[-1].tolist(),
-        accepted_trials=0,
-        random_state=random.Random(0 if resample is None else resample).getstate(),
-    )
+    state = random.Random(0 if resample is None else resample).getstate()
+    write_last_state(out, (len(c) - 1) * interval, numbers[-1], state)
     return out
 
 
@@ -152,7 +149,7 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
             f"its parameters {sorted(parameters)}; only runs in the semi-grand canonical ensemble "
             "can be read"
         )
-    rows = [r for r in container._data_list if "occupations" in r and r["mctrial"] >= start]
+    rows = [r for r in trajectory(container) if r["mctrial"] >= start]
     if not rows:
         raise ValueError(
             f"no row from trial step {start} on has occupations; set trajectory_write_interval "
@@ -165,9 +162,7 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
             f"the structures have {numbers.shape[1]} atoms, the lattice {len(template)}; read the "
             "lattice off the supercell of the run"
         )
-    index = np.full(max(number_of.values()) + 1, -1)
-    index[[number_of[s] for s in lattice.species]] = np.arange(lattice.n_species)
-    x = index[numbers[:, lattice.site_indices]]
+    x = from_atomic_numbers(lattice, numbers[:, lattice.site_indices])
     background = np.delete(numbers, lattice.site_indices, 1)
     wrong = ~lattice.allowed[np.arange(lattice.n_sites), x].all(1) | (x < 0).any(1)
     wrong |= (background != np.delete(template.numbers, lattice.site_indices)).any(1)

@@ -6,9 +6,9 @@ of an orbit in the supercell and over the ``site_permutations`` p of the element
 ``prod_k phi_{m_{p_k}}(site k)``, m its multicomponent vector. The site functions depend on how many
 species a site may carry. A cluster that contains a site twice multiplies the functions there.
 
-Everything that is not documented by icet is read in this module only:
-``ClusterExpansionCalculator._property_scaling``, and what ``orbit_list``, ``species_maps``,
-``evaluate_cluster_function`` and ``cluster_vector_elements`` give.
+Of what icet does not document, this module alone reads what ``orbit_list``, ``species_maps``,
+``evaluate_cluster_function`` and ``cluster_vector_elements`` give; private attributes are in
+``private.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 
-import icet
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -27,23 +26,10 @@ from mchammer.calculators import ClusterExpansionCalculator
 
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.energies.tables import ClusterTables
+from clease_nn.hosts.mchammer.private import check_version, property_scaling
 from clease_nn.lattice import Lattice
 
-__all__ = ["check_version", "energy", "is_plain", "lattice", "parent_fingerprint"]
-
-SUPPORTED = (4, 5)
-"""Major versions of icet: from the first, below the second."""
-
-
-def check_version() -> None:
-    """Raise ImportError unless the installed icet is one whose tables this module can read."""
-    major = icet.__version__.split(".")[0]
-    low, high = SUPPORTED
-    if not major.isdigit() or not low <= int(major) < high:
-        raise ImportError(
-            f"icet {icet.__version__} is installed, but its cluster expansions are read from "
-            f"versions >={low},<{high} only; pip install 'icet>={low},<{high}'"
-        )
+__all__ = ["energy", "is_plain", "lattice", "parent_fingerprint"]
 
 
 def is_plain(calculator) -> bool:
@@ -162,7 +148,7 @@ class _Parent:
                     "a ClusterExpansionCalculator"
                 )
             n_atoms = len(expansion.cpp_calc.occupations)
-            self.relative_scale = float(expansion._property_scaling) / n_atoms
+            self.relative_scale = property_scaling(expansion) / n_atoms
             expansion = expansion.cluster_expansion
         if not isinstance(expansion, ClusterExpansion):
             raise TypeError(
