@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 import clease_nn
 from clease_nn.conditions import ConditionRange
+from clease_nn.files import replacing
 from clease_nn.models import AbstractOccupationModel, model_from_config
 
 __all__ = ["ModelFileError", "TrainedModel", "read_state", "write_state"]
@@ -71,7 +71,6 @@ def write_state(path: str | os.PathLike, kind: str, state: Mapping) -> None:
         If the folder does not exist or is not writable, or the disk is full; what stood under
         ``path`` before is untouched.
     """
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     tree = _flatten(state, "", tensors)
     header = {
@@ -81,21 +80,8 @@ def write_state(path: str | os.PathLike, kind: str, state: Mapping) -> None:
         "state": json.dumps(tree),
     }
     payload = save(tensors or {"empty": torch.zeros(1)}, metadata=header)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as f:
-            f.write(payload)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {path} ({len(payload) / 1e6:.1f} MB): {error.strerror}; nothing was "
-            "changed there, choose another path or free space and save again",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(payload)
 
 
 def read_state(path: str | os.PathLike, kind: str) -> dict:

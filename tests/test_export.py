@@ -353,7 +353,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, tmp_path):
 
 def test_database_errors_become_os_errors(monkeypatch, tmp_path):
     """What SQLite calls a full database is told like any other failed writing."""
-    from clease_nn.export.files import replacing
+    from clease_nn.files import replacing
 
     with pytest.raises(OSError, match="disk is full"), replacing(tmp_path / "x.db") as path:
         path.write_text("half")

@@ -11,7 +11,7 @@ ROOT = Path(clease_nn.__file__).parent
 
 # lowest first; a room may import the rooms of lower floors and, without circles, of its own
 FLOORS = [
-    ["lattice", "symmetry", "conditions", "statistics", "warnings", "compute", "compiled"],
+    ["lattice", "symmetry", "conditions", "statistics", "warnings", "compute", "compiled", "files"],
     ["configurations"],
     ["energies", "ensemble", "networks"],
     ["montecarlo", "single_chain", "models"],

@@ -15,7 +15,8 @@ from ase.io.jsonio import decode, encode
 import clease_nn
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.export.files import optional, replacing
+from clease_nn.export.extras import optional
+from clease_nn.files import replacing
 from clease_nn.lattice import Lattice
 
 __all__ = ["read_hdf5", "write_hdf5"]

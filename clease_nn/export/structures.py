@@ -15,9 +15,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from clease_nn.configurations import Configurations
 from clease_nn.energies.atomic_numbers import atomic_numbers
-from clease_nn.export.files import replacing
 from clease_nn.export.tables import columns, complete_rows
 from clease_nn.export.unweighted import is_weighted
+from clease_nn.files import replacing
 
 __all__ = ["to_atoms", "write_db", "write_trajectory"]
 

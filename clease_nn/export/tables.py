@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clease_nn.configurations import Configurations
-from clease_nn.export.files import optional
+from clease_nn.export.extras import optional
 
 __all__ = ["columns", "complete_rows", "to_dataframe"]
 

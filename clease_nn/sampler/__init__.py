@@ -5,7 +5,7 @@ from clease_nn.sampler.draws import draw_chain, resample_chain
 from clease_nn.sampler.lookup import find_model, model_folders
 from clease_nn.sampler.moves import NeuralMoves
 from clease_nn.sampler.schedule import Schedule, plan_schedule
-from clease_nn.sampler.service import ModelService
+from clease_nn.sampler.service import ModelService, condition_range
 from clease_nn.sampler.system import System
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "NeuralMoves",
     "Schedule",
     "System",
+    "condition_range",
     "draw_chain",
     "find_model",
     "match_composition",

@@ -24,7 +24,7 @@ from clease_nn.statistics import Estimate
 from clease_nn.training import fit
 from clease_nn.warnings import NoModelWarning, OutOfRangeWarning
 
-__all__ = ["ModelService", "check_train"]
+__all__ = ["ModelService", "condition_range", "check_train"]
 
 
 def check_train(train) -> None:
@@ -293,6 +293,40 @@ class ModelService:
         """-kT ln Z in eV per supercell at one condition; arguments as :meth:`sample`."""
         e = thermodynamics.free_energy(self.sample(conditions, n, seed, **options))
         return Estimate(float(e.value[0]), float(e.error[0]), float(e.ness[0]))
+
+
+def condition_range(
+    temps: tuple[float, float],
+    chem_pots: Mapping[str, tuple[float, float]],
+    axes: np.ndarray,
+    unit: float = 1.0,
+) -> ConditionRange:
+    """The range of a fit from the form that hosts take.
+
+    Parameters
+    ----------
+    temps : (low, high)
+        K.
+    chem_pots : mapping to (low, high)
+        eV, along the axes.
+    axes : ndarray, shape (len(chem_pots), species)
+    unit : float
+        K in one unit of ``temps``, for hosts with another Boltzmann constant.
+
+    Raises
+    ------
+    ValueError
+        If something is no pair, or a range is empty or inverted.
+    """
+    if np.shape(temps) != (2,):
+        raise ValueError(
+            f"temps must be a pair (low, high) in K, such as (300, 1200), got {temps!r}"
+        )
+    for name, value in chem_pots.items():
+        if np.shape(value) != (2,):
+            raise ValueError(f"the range of {name} must be (low, high) in eV, got {value!r}")
+    low, high = zip(*chem_pots.values(), strict=True)
+    return ConditionRange((unit * temps[0], unit * temps[1]), list(low), list(high), axes)
 
 
 def _serves(trained: TrainedModel | None, conditions: Conditions) -> bool:

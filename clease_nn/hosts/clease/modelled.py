@@ -18,7 +18,7 @@ from clease_nn.hosts.clease.checks import check_chemical_potential, check_count,
 from clease_nn.hosts.clease.constraints import read_generator
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import ModelService, System
+from clease_nn.sampler import ModelService, System, condition_range
 from clease_nn.statistics import Estimate
 
 __all__ = ["AbstractModelledSampler"]
@@ -122,20 +122,8 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
 
     def _box(self, temps, chem_pots: Mapping[str, tuple[float, float]]) -> ConditionRange:
         """The range of a fit, checked."""
-        if np.shape(temps) != (2,):
-            raise ValueError(
-                f"temps must be a pair (low, high) in K, such as (300, 1200), got {temps!r}"
-            )
         check_chemical_potential(chem_pots, "chem_pots", "{'c1_0': (-0.1, 0.1)}")
-        for name, value in chem_pots.items():
-            if np.shape(value) != (2,):
-                raise ValueError(f"the range of {name} must be (low, high) in eV, got {value!r}")
-        return ConditionRange(
-            tuple(temps),
-            [v[0] for v in chem_pots.values()],
-            [v[1] for v in chem_pots.values()],
-            self._axes(chem_pots),
-        )
+        return condition_range(temps, chem_pots, self._axes(chem_pots))
 
     def fit(
         self,

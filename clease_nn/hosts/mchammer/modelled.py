@@ -15,14 +15,14 @@ from ase.units import kB
 from mchammer.ensembles import SemiGrandCanonicalEnsemble
 
 from clease_nn import thermodynamics
-from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.mchammer.chemical_potentials import Gauge
 from clease_nn.hosts.mchammer.expansion import Expansion, flip_groups
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import ModelService
+from clease_nn.sampler import ModelService, condition_range
 from clease_nn.single_chain import FlipGroups
 from clease_nn.statistics import Estimate
 
@@ -135,21 +135,8 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
             If a range is empty, inverted or names something unknown.
         """
         expansion = self._known()
-        if np.shape(temps) != (2,):
-            raise ValueError(
-                f"temps must be a pair (low, high) in K, such as (300, 1200), got {temps!r}"
-            )
         axes = self._gauge.axes(chem_pots)
-        for name, value in chem_pots.items():
-            if np.shape(value) != (2,):
-                raise ValueError(f"the range of {name} must be (low, high) in eV, got {value!r}")
-        unit = self.boltzmann_constant / kB
-        box = ConditionRange(
-            (temps[0] * unit, temps[1] * unit),
-            [v[0] for v in chem_pots.values()],
-            [v[1] for v in chem_pots.values()],
-            axes,
-        )
+        box = condition_range(temps, chem_pots, axes, self.boltzmann_constant / kB)
         expansion.fitted = self._models.fit(
             box, max_seconds=max_seconds, max_steps=max_steps, seed=seed,
             metadata={"chem_pots": [str(k) for k in chem_pots]}, **options,

@@ -8,10 +8,9 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
-__all__ = ["optional", "replacing"]
+__all__ = ["replacing"]
 
 
 @contextlib.contextmanager
@@ -40,19 +39,3 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         for left in path.parent.glob(f"{glob.escape(temporary.name)}*"):
             left.unlink(missing_ok=True)
-
-
-def optional(name: str):
-    """An optional package of the extra ``formats``.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message names the extra.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is needed for this format: pip install 'clease_nn[formats]'"
-        ) from error
