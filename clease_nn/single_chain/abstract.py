@@ -57,11 +57,12 @@ class AbstractChain(ABC):
     def run(self, steps: int) -> None:
         """Make steps."""
 
-    def advance(self) -> list[tuple[int, int, int]]:
-        """Make one step; the changes it made as (site, old, new species), at least one.
+    def advance(self, steps: int = 1) -> list[tuple[int, int, int]]:
+        """Make steps; the changes of the last one as (site, old, new species), at least one.
 
         A rejected step is a single change with old = new.
         """
+        self.run(steps - 1)
         before = self.occupations.copy()
         self.run(1)
         changed = np.flatnonzero(before != self.occupations)

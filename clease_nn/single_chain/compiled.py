@@ -148,9 +148,9 @@ class SingleChain(AbstractChain):
         self.accepted += accepted
         self.steps += int(steps)
 
-    def advance(self) -> list[tuple[int, int, int]]:
-        """Make one step; the site it tried, its old and its new species (old = new: rejected)."""
-        self.run(1)
+    def advance(self, steps: int = 1) -> list[tuple[int, int, int]]:
+        """Make steps; site, old and new species of the last (old = new: rejected)."""
+        self.run(steps)
         return [self.last or (0, int(self.occupations[0]), int(self.occupations[0]))]
 
     @property

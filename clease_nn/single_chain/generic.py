@@ -100,9 +100,9 @@ class EnergyChain(AbstractChain):
             self._step()
             self.add_current()
 
-    def advance(self) -> list[tuple[int, int, int]]:
-        """Make one step; the site it tried, its old and its new species (old = new: rejected)."""
-        self.run(1)
+    def advance(self, steps: int = 1) -> list[tuple[int, int, int]]:
+        """Make steps; site, old and new species of the last (old = new: rejected)."""
+        self.run(steps)
         return [self._last or (0, int(self.occupations[0]), int(self.occupations[0]))]
 
     def _step(self) -> None:

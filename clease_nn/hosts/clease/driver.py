@@ -322,12 +322,14 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         n = stop - self.current_step
         self._last_move = None
         try:
-            chain.run(n - 1 if neural or due else n)
             if neural:
+                chain.run(n - 1)
                 self._last_move = self._neural_move()
                 chain.add_current()
             elif due:
-                self._last_move = self._chain_step()
+                self._last_move = self._chain_steps(n)
+            else:
+                chain.run(n)
         finally:
             self.num_accepted += chain.accepted + bool(
                 neural and self._last_move and self._last_move[0]
@@ -415,7 +417,7 @@ class AbstractNeuralSampler(AbstractModelledSampler):
             self._update_calculator()
             self.num_accepted += accepted
         elif self._fast:
-            accepted, move = self._chain_step()
+            accepted, move = self._chain_steps()
             self.current_energy = self._chain.energy
             self._chain.clear()
             if accepted:
@@ -461,9 +463,9 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         species, index = self._lattice.species, self._lattice.site_indices
         return SystemChange(int(index[site]), species[old], species[new], name)
 
-    def _chain_step(self) -> tuple[bool, list[SystemChange]]:
-        """One step of the chain: whether it was accepted, and the changes it made."""
-        changes = self._chain.advance()
+    def _chain_steps(self, n: int = 1) -> tuple[bool, list[SystemChange]]:
+        """Steps of the chain: whether the last was accepted, and the changes it made."""
+        changes = self._chain.advance(n)
         name = "flip_move" if len(changes) == 1 else "chain_move"
         accepted = any(old != new for _, old, new in changes)
         return accepted, [self._change(*change, name) for change in changes]
