@@ -27,7 +27,11 @@ from tqdm import tqdm
 from clease_nn.conditions import Conditions
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.ensemble import SemiGrandCanonical
-from clease_nn.hosts.clease.checks import check_chemical_potential, check_temperature
+from clease_nn.hosts.clease.checks import (
+    check_chemical_potential,
+    check_temperature,
+    potential_value,
+)
 from clease_nn.hosts.clease.driver import AbstractNeuralSampler
 from clease_nn.hosts.clease.evaluation import (
     EnergyAverages,
@@ -194,17 +198,7 @@ class EnergySampler(AbstractNeuralSampler):
     def _mu(self, chem_pot: Mapping[str, float]) -> np.ndarray:
         mu = np.zeros(self._lattice.n_species)
         for name, value in chem_pot.items():
-            try:
-                value = float(value)
-            except (TypeError, ValueError) as error:
-                raise TypeError(
-                    f"the chemical potential of {name} must be a number in eV, got {value!r}"
-                ) from error
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the chemical potential of {name} is {value} eV; it must be finite"
-                )
-            mu += value * self._axes([name])[0]
+            mu += potential_value(name, value) * self._axes([name])[0]
         return mu
 
     def _axes(self, names: Iterable[str]) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 
-__all__ = ["check_chemical_potential", "check_count", "check_temperature"]
+__all__ = ["check_chemical_potential", "check_count", "check_temperature", "potential_value"]
 
 
 def check_temperature(value) -> None:
@@ -51,3 +51,24 @@ def check_chemical_potential(
             f"{name} must be a mapping from singlets or elements to eV, such as {form}, got "
             f"{chem_pot!r}"
         )
+
+
+def potential_value(name: str, value) -> float:
+    """A chemical potential in eV as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is no number.
+    ValueError
+        If it is not finite.
+    """
+    try:
+        value = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the chemical potential of {name} must be a number in eV, got {value!r}"
+        ) from error
+    if not math.isfinite(value):
+        raise ValueError(f"the chemical potential of {name} is {value} eV; it must be finite")
+    return value

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from ase import Atoms
 
+from clease_nn.hosts.clease.checks import potential_value
 from clease_nn.lattice import Lattice
 
 __all__ = ["axes", "chem_pot_from_mu", "mu_from_chem_pot"]
@@ -73,15 +74,7 @@ def mu_from_chem_pot(atoms_or_settings, lattice: Lattice, chem_pot: Mapping[str,
         )
     mu = np.zeros(lattice.n_species)
     for name, value in chem_pot.items():
-        try:
-            value = float(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"the chemical potential of {name} must be a number in eV, got {value!r}"
-            ) from error
-        if not math.isfinite(value):
-            raise ValueError(f"the chemical potential of {name} is {value} eV; it must be finite")
-        mu += value * _axis(name, scaled, lattice)
+        mu += potential_value(name, value) * _axis(name, scaled, lattice)
     return mu
 
 
