@@ -157,7 +157,7 @@ def error_where_sampled(exact: Enumeration, surrogate: Surrogate, c: Conditions)
 def main(short: bool, out: str | None) -> None:
     """Measure, print, write and check the aim."""
     one_thread()
-    lattice = Lattice.uniform(bulk("Au", a=3.8) * (2, 2, 4), ["Au", "Cu"])
+    lattice = Lattice.uniform(bulk("Au", a=3.8) * (2, 2, 2 if short else 4), ["Au", "Cu"])
     permutations = site_permutations(lattice)
     with tempfile.TemporaryDirectory() as scratch:
         paid = CalculatorEnergy(
@@ -183,7 +183,7 @@ def main(short: bool, out: str | None) -> None:
         SemiGrandCanonical(surrogate.energy),
         lattice,
         BOX,
-        max_seconds=10 if short else 60,
+        max_seconds=3 if short else 60,
         seed=0,
         progress=False,
     ).model
@@ -209,12 +209,12 @@ def main(short: bool, out: str | None) -> None:
             references = {"true": exact_means(exact, c)}
             if kind == "metropolis":
                 chain = EnergyChain(recorder, lattice, [[0.0, 1.0]])
-                steps = 20_000 if short else 150_000
+                steps = 5000 if short else 150_000
             else:
                 references["surrogate"] = exact_means(tables[kind], c)
                 cheap = surrogates[kind].energy
                 chain = DelayedAcceptanceChain(recorder, cheap, lattice, [[0.0, 1.0]])
-                steps = 1500 if short else 10_000
+                steps = 800 if short else 10_000
             r = measure(chain, recorder, lattice, permutations, c, steps, references, 10 + k)
             row["chains"][kind] = r
             z = ["{:+.1f} {:+.1f}".format(*v) for v in r["z"].values()]
@@ -274,7 +274,7 @@ def main(short: bool, out: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="fewer steps")
+    parser.add_argument("--short", action="store_true", help="8 sites, fewer steps")
     parser.add_argument("--out", help="write the figures to this JSON file")
     options = parser.parse_args()
     main(options.short, str(Path(options.out).resolve()) if options.out else None)
