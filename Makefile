@@ -13,11 +13,12 @@ BENCHMARKS := $(filter-out %/common.py,$(wildcard examples/benchmarks/*.py))
 demo: $(SETUP)
 	$(BIN)/clease-nn demo
 
+# one thread a process: the work is small, and threads only wait for one another
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(SETUP)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
