@@ -49,3 +49,14 @@ def test_info_on_a_foreign_file(tmp_path):
     net = LatticeConvolution(lattice, box, channels=16, blocks=1)
     TrainedModel(AnyOrderARM(net), box, {"species": ["Au", "Cu"]}).save(path)
     assert '"species"' in run("info", path).output
+
+
+def test_info_shows_the_report_of_a_surrogate(tmp_path):
+    """A model that was trained on a surrogate says how good that is, not what it is."""
+    lattice, _, box = binary()
+    net = LatticeConvolution(lattice, box, channels=16, blocks=1)
+    report = {"n_structures": 44, "true_calls": 44}
+    surrogate = {"energy": {"coefficients": [0.5] * 1000}, "report": report}
+    path = tmp_path / "m.nn"
+    TrainedModel(AnyOrderARM(net), box, {"surrogate": surrogate}).save(path)
+    assert json.loads(run("info", path).output)["surrogate"] == report

@@ -55,5 +55,7 @@ def info(path: Path) -> None:
     except ModelFileError as error:
         raise click.ClickException(str(error)) from error
     shown = {k: v for k, v in trained.metadata.items() if k != "history"}
+    if "surrogate" in shown:  # the expansion itself is long
+        shown["surrogate"] = shown["surrogate"]["report"]
     parameters = sum(p.numel() for p in trained.model.parameters())
     click.echo(json.dumps({"parameters": parameters, **shown}, indent=1))
