@@ -319,6 +319,20 @@ def test_neural_proposals_for_other_chains(block_size):
     assert abs(pooled_z(means, exact)) < 3.5
 
 
+def test_proposals_follow_fixed_sites():
+    """A site that these moves leave alone but others change is in the next proposal as it is."""
+    lattice, ensemble, _ = binary()
+    at, rng = Conditions([900.0], [[0.03, 0.0]]), torch.Generator().manual_seed(0)
+    reachable = np.array(lattice.allowed)
+    reachable[0] = [True, False]
+    moves = NeuralMoves(FieldModel(), ensemble, lattice, at, rng, reachable=reachable)
+    x = np.zeros(8, dtype=np.int8)
+    for t in range(12):
+        x[0] = t // 3 % 2
+        y, log_ratio = moves.propose(x)
+        assert y[0] == x[0] and np.isfinite(log_ratio)
+
+
 def test_bad_input():
     """Small blocks, several conditions and unreachable species are refused."""
     with pytest.raises(ValueError, match="at least 2"):

@@ -159,8 +159,7 @@ def test_total_variation_with_and_without_the_ratio(tmp_path):
         """Takes the ratio and ignores it: what a plain acceptance does."""
 
         def _do_accept(self, current_energy, new_energy):
-            self._undecided.take_log_ratio()
-            self._undecided = None
+            self._asymmetric.take_log_ratio()
             return Montecarlo._do_accept(self, current_energy, new_energy)
 
     atoms = binary_atoms(tmp_path)
@@ -240,6 +239,25 @@ def test_constraints_reject_and_clamp(tmp_path):
     check_energies(
         atoms, mc, 2000, p, energy, host, states, call_observers=False, chem_pot=CHEM_POT
     )
+
+
+def test_constraints_replaced_under_way(tmp_path):
+    """As many constraints as before, but others: the next move obeys those of now."""
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[:3] = "Au"
+    swap = NeuralBlockSwap(trained(atoms), atoms)
+    swap.add_constraint(ConstrainSwapByBasis(atoms, [[0, 1, 2, 3], [4, 5, 6, 7]]))
+    mc = CorrectedMontecarlo(atoms, T, generator=swap)
+    random.seed(1)
+    for _ in mc.irun(20):
+        pass
+    steps = mc.irun(200)
+    next(steps)
+    swap.remove_constraints()
+    swap.add_constraint(ConstrainSwapByBasis(atoms, [[0, 1, 4, 5], [2, 3, 6, 7]]))
+    gold = [int((atoms.numbers[[0, 1, 4, 5]] == 79).sum()) for _ in steps]
+    assert mc.num_accepted > 20
+    assert len(set(gold)) == 1
 
 
 def test_fixed_elements_stay(tmp_path):
@@ -390,6 +408,16 @@ def test_other_acceptances_are_refused(tmp_path):
         def _do_accept(self, current_energy, new_energy):
             return True
 
+    class OwnStep(CorrectedMontecarlo):
+        def _calculate_step(self, system_changes):
+            self.new_energy = self.current_energy
+            return False
+
+    class Twice(CorrectedMontecarlo):
+        def _do_accept(self, current_energy, new_energy):
+            super()._do_accept(current_energy, new_energy)
+            return super()._do_accept(current_energy, new_energy)
+
     atoms = binary_atoms(tmp_path)
     atoms.symbols[:3] = "Au"
     swap = NeuralBlockSwap(trained(atoms), atoms)
@@ -397,6 +425,10 @@ def test_other_acceptances_are_refused(tmp_path):
         Mixed(atoms, T, generator=swap).run(1)
     with pytest.raises(RuntimeError, match="without _do_accept"):
         Hasty(atoms, T, generator=swap).run(1)
+    with pytest.raises(RuntimeError, match="without _do_accept"):
+        OwnStep(atoms, T, generator=swap).run(1)
+    with pytest.raises(RuntimeError, match="once a move"):
+        Twice(atoms, T, generator=swap).run(1)
     Mixed(atoms, T).run(5)
 
 

@@ -357,6 +357,28 @@ def test_ensembles_that_cannot_be_corrected_are_refused():
             cls(structure=atoms, calculator=calculator, model=model, **options)
     with pytest.raises(TypeError, match="neither"):
         NeuralTrialSteps(model=model)
+    below = {"_acceptance_condition": lambda self, potential_diff: potential_diff < 0.1}
+    swap = {"do_canonical_swap": lambda self, **arguments: 0}
+    for methods in (below, swap):  # in a class derived from ours
+        cls = type("Mine", (NeuralCanonicalEnsemble,), methods)
+        with pytest.raises(TypeError, match=f"{next(iter(methods))} of its own"):
+            cls(atoms, calculator, T, model=model)
+
+
+def test_a_composition_changed_by_hand_is_kept():
+    """Between runs the user replaces an atom; neural moves go on with what is there."""
+    atoms, calculator = system()
+    atoms.symbols[:3] = "Ag"
+    model, every_step = trained(atoms, calculator), 1 / len(atoms)
+    mc = NeuralCanonicalEnsemble(
+        atoms, calculator, T, random_seed=1, model=model, neural_interval=every_step
+    )
+    mc.run(5)
+    silver = np.flatnonzero(mc.configuration.occupations == 47)
+    mc.update_occupations([int(silver[0])], [79])
+    mc.run(20)
+    assert mc.neural_acceptance > 0.2
+    assert (mc.configuration.occupations == 47).sum() == len(silver) - 1
 
 
 def test_bad_input():

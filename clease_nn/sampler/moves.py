@@ -54,7 +54,8 @@ class NeuralMoves:
 
     Notes
     -----
-    Sites that cannot change must carry what they carried in the first :meth:`step`. Networks run
+    Sites that cannot change must carry what they carried in the first :meth:`step`;
+    :meth:`propose` sees that they have changed and draws anew. Networks run
     on one thread: the work is small, and the moves do not depend on the number of threads.
     """
 
@@ -89,6 +90,7 @@ class NeuralMoves:
         self._unscored: deque = deque()
         self._known: tuple[torch.Tensor, float] | None = None
         self._proposed: tuple[torch.Tensor, float] | None = None
+        self._around: bytes | None = None
         self._blocks = Blocks(lattice, self.free)
         self._fields = ensemble.fields if model.needs_fields else None
 
@@ -226,6 +228,10 @@ class NeuralMoves:
             y, log_q_y = c.occupations[0], float(c.log_prob)
             log_q_x = self._score_with(x, c.step)
         else:
+            around = np.delete(x.numpy(), self.free.numpy()).tobytes()
+            if around != self._around:  # what was drawn ahead was for other fixed sites
+                self._unscored.clear()
+                self._known, self._around = None, around
             if not self._unscored:
                 n = min(self.batch_size, max(self.expected, 1))
                 c = self._drawn(self._partial(x, n))

@@ -70,10 +70,12 @@ class AbstractProposalGenerator(TrialMoveGenerator, ABC):
         Raises
         ------
         RuntimeError
-            If there is no such move.
+            If there is no such move: none was drawn, or its ratio was taken before.
         """
         if self._log_ratio is None:
-            raise RuntimeError("no move was drawn since the last decision")
+            raise RuntimeError(
+                "no move was drawn since the last decision; call _do_accept once a move"
+            )
         log_ratio, self._log_ratio = self._log_ratio, None
         return log_ratio
 
@@ -113,12 +115,12 @@ class ProposalRatioAcceptance:
     Raises
     ------
     RuntimeError
-        If a subclass decides about a move without calling ``_do_accept``.
+        If a subclass decides about a move without calling ``_do_accept``, or calls it twice.
     """
 
     def _mc_step(self, call_observers: bool = True) -> MCStep:
         generator = self.generator
-        self._undecided = None
+        self._asymmetric = None
         if not isinstance(generator, AbstractProposalGenerator):
             return super()._mc_step(call_observers=call_observers)
         if super()._do_accept.__func__ is not Montecarlo._do_accept:
@@ -127,25 +129,31 @@ class ProposalRatioAcceptance:
                 "proposal ratios; derive it from Montecarlo or SGCMonteCarlo, or use symmetric "
                 "moves"
             )
-        self._undecided = generator
+        self._asymmetric = generator
         generator.bind(self)
         try:
-            return super()._mc_step(call_observers=call_observers)
+            step = super()._mc_step(call_observers=call_observers)
+            self._check_decided()  # also where a subclass has a _calculate_step of its own
+            return step
         finally:
-            generator._bound = None
+            self._asymmetric = generator._bound = None
 
     def _calculate_step(self, system_changes: Move) -> bool:
         accept = super()._calculate_step(system_changes)
-        if getattr(self, "_undecided", None) is not None:
+        self._check_decided()
+        return accept
+
+    def _check_decided(self) -> None:
+        generator = getattr(self, "_asymmetric", None)
+        if generator is not None and generator._log_ratio is not None:
             raise RuntimeError(
                 f"{type(self).__name__} decided about a move without _do_accept, so the proposal "
                 "ratio was not used and the move may be wrong; let its _calculate_step call "
                 "self._do_accept, with ProposalRatioAcceptance as the first base class"
             )
-        return accept
 
     def _do_accept(self, current_energy: float, new_energy: float) -> bool:
-        generator, self._undecided = getattr(self, "_undecided", None), None
+        generator = getattr(self, "_asymmetric", None)
         log_ratio = 0.0 if generator is None else generator.take_log_ratio()
         if log_ratio == 0.0:
             return super()._do_accept(current_energy, new_energy)

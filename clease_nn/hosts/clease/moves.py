@@ -169,7 +169,7 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
         """What the conditions depend on, besides the configuration at the start."""
         given = self._guide(mc)
         given = None if given is None else tuple(sorted(given.items()))
-        return (float(mc.temperature), given, len(self._constraints))
+        return (float(mc.temperature), given, tuple(self._constraints))
 
     def _reachable(self, x: np.ndarray) -> np.ndarray:
         """Species that this move may put on each site, (sites, species)."""

@@ -163,9 +163,13 @@ class NeuralTrialSteps:
             "_get_property_change": BaseEnsemble,
             "update_occupations": BaseEnsemble,
             "_acceptance_condition": ThermodynamicBaseEnsemble,
+            "do_canonical_swap": ThermodynamicBaseEnsemble,
+            "do_sgc_flip": ThermodynamicBaseEnsemble,
         }
+        own = {m: getattr(type(self), m) for m in methods}
+        own["_do_trial_step"] = super()._do_trial_step.__func__  # the one that is mixed with
         for method, owner in methods.items():
-            if getattr(super(), method).__func__ is not getattr(owner, method):
+            if own[method] is not getattr(owner, method):
                 raise TypeError(
                     f"{name} has a {method} of its own, so what it samples or how it accepts is "
                     "not known here and neural moves cannot be corrected for it; mix "
@@ -221,10 +225,11 @@ class NeuralTrialSteps:
         start = number - number % _BATCH  # proposals depend on x only where it cannot change
         active = [s for s, p in zip(self._sites, probabilities, strict=True) if p > 0]
         among = np.concatenate(active)
-        outside = np.delete(x, among)
-        if self._drawn is None or self._drawn[:2] != (start, outside.tobytes()):
+        kept = [np.delete(x, among), *(np.sort(x[s]) for s in active)]  # the composition, too
+        kept = np.concatenate(kept).tobytes()
+        if self._drawn is None or self._drawn[:2] != (start, kept):
             self._restart(3, start)
-            self._drawn = start, outside.tobytes(), moves.draw(x, _BATCH, among)
+            self._drawn = start, kept, moves.draw(x, _BATCH, among)
         y, log_q_y = self._drawn[2][number - start]
         self._restart(2, step)
         return y, moves.score(x, among) - log_q_y
