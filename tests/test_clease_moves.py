@@ -292,6 +292,18 @@ def test_swaps_follow_neural_moves(tmp_path):
 
 
 # ------------------------------------------------------------------ bias potentials, metadynamics
+def test_swaps_made_before_neural_moves(tmp_path):
+    """A later run with an older RandomSwap alone keeps the composition at every step."""
+    atoms = binary_atoms(tmp_path)
+    atoms.symbols[:3] = "Au"
+    swaps = RandomSwap(atoms)
+    random.seed(0)
+    CorrectedMontecarlo(atoms, T, generator=NeuralBlockSwap(trained(atoms), atoms)).run(50)
+    mc = CorrectedMontecarlo(atoms, T, generator=swaps)
+    assert {int((atoms.numbers == 79).sum()) for _ in mc.irun(100)} == {3}
+    assert mc.num_accepted > 10
+
+
 def test_bias_potentials_enter_the_acceptance(tmp_path):
     """With a bias on the concentration the chain samples exp(-(E' + bias)/kT)."""
     atoms = binary_atoms(tmp_path)

@@ -118,6 +118,16 @@ class ProposalRatioAcceptance:
         If a subclass decides about a move without calling ``_do_accept``, or calls it twice.
     """
 
+    def initialize_run(self) -> None:
+        """Prepare a run; a RandomSwap that other moves have left behind looks at the atoms."""
+        swaps = _swaps(self.generator)
+        if swaps is not None:
+            symbols = list(self.atoms.symbols)
+            tracked = swaps.tracker.tracker.items()
+            if any(symbols[i] != symbol for symbol, sites in tracked for i in sites):
+                _follow(swaps, self.atoms)
+        super().initialize_run()
+
     def _mc_step(self, call_observers: bool = True) -> MCStep:
         generator = self.generator
         self._asymmetric = None
