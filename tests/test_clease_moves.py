@@ -304,6 +304,21 @@ def test_swaps_made_before_neural_moves(tmp_path):
     assert mc.num_accepted > 10
 
 
+def test_conditions_do_not_follow_the_chain(tmp_path):
+    """From run to run a composition keeps the conditions that the model is asked for."""
+    atoms = binary_atoms(tmp_path)
+    generator = NeuralBlockSwap(trained(atoms), atoms)
+    mc = CorrectedMontecarlo(atoms, T, generator=generator)
+    used = []
+    for gold in ([0, 1, 2], [0, 3, 6], [1, 4], [2, 5, 7]):
+        atoms.symbols[:] = "Cu"
+        atoms.symbols[gold] = "Au"
+        mc.run(2)
+        used.append(generator._moves.conditions)
+    assert used[0] is used[1] is used[3]
+    assert used[2] is not used[0]
+
+
 def test_bias_potentials_enter_the_acceptance(tmp_path):
     """With a bias on the concentration the chain samples exp(-(E' + bias)/kT)."""
     atoms = binary_atoms(tmp_path)

@@ -103,19 +103,23 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
         self._movable = np.isin(np.arange(self.lattice.n_sites), [site_of[int(i)] for i in chosen])
         self._allowed = self.lattice.allowed.copy()
         self._rng: torch.Generator | None = None
-        self._at: tuple[tuple, Conditions] | None = None
+        self._at: dict[tuple, Conditions] = {}
         self._moves: NeuralMoves | CanonicalBlockMoves | None = None
         self._key: tuple | None = None
         self._warned = False
 
     def initialize(self, atoms: Atoms) -> None:
-        """Called by the Monte Carlo at the start of a run; random numbers start from Python's."""
+        """Called by the Monte Carlo at the start of a run; random numbers start from Python's.
+
+        Conditions that were chosen from a configuration stay: a choice that followed the chain
+        from run to run would bias it.
+        """
         if atoms is not self.atoms:
             raise ValueError(
                 f"{type(self).__name__} was made for another Atoms object; make it with the "
                 "atoms of this Monte Carlo"
             )
-        self._rng = self._at = self._moves = self._key = None
+        self._rng = self._moves = self._key = None
 
     @abstractmethod
     def _conditions(self, mc: Montecarlo, x: np.ndarray) -> Conditions:
@@ -142,13 +146,13 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
         if not free.any():
             return rejected
         self._check_undo(mc, free)
-        setting = self._setting(mc)
-        if self._at is None or self._at[0] != setting:
-            self._at = setting, self._conditions(mc, x)
-            self._warn_outside(self._at[1])
+        setting = self._setting(mc, x)
+        if setting not in self._at:
+            self._at[setting] = self._conditions(mc, x)
+            self._warn_outside(self._at[setting])
         key = (*setting, reachable.tobytes(), x[~free].tobytes())
         if key != self._key:  # proposals drawn ahead were for other clamped sites
-            self._moves, self._key = self._make(self._at[1], reachable), key
+            self._moves, self._key = self._make(self._at[setting], reachable), key
             self._ahead = _AHEAD[0]
         self._moves.expected = self._ahead
         self._ahead = min(self._ahead + 1, _AHEAD[1])
@@ -165,8 +169,11 @@ class _AbstractNeuralMove(AbstractProposalGenerator):
         unmapped = [c for c in self._constraints if not isinstance(c, ConstrainSwapByBasis)]
         return (move, log_ratio) if all(c(move) for c in unmapped) else rejected
 
-    def _setting(self, mc: Montecarlo) -> tuple:
-        """What the conditions depend on, besides the configuration at the start."""
+    def _setting(self, mc: Montecarlo, x: np.ndarray) -> tuple:
+        """What the conditions depend on, besides the first configuration seen there.
+
+        Of the configuration only what the move does not change may enter.
+        """
         given = self._guide(mc)
         given = None if given is None else tuple(sorted(given.items()))
         return (float(mc.temperature), given, tuple(self._constraints))
@@ -369,13 +376,15 @@ class NeuralBlockSwap(_AbstractNeuralMove):
         super().__init__(model, atoms, chem_pot, indices, system)
         self.block_size = block_size
 
+    def _setting(self, mc, x):
+        return (*super()._setting(mc, x), tuple(np.bincount(x, minlength=self.lattice.n_species)))
+
     def _conditions(self, mc, x):
         temperature = float(mc.temperature)
         if self.chem_pot is not None:
             return Conditions([temperature], self._mu(self.chem_pot)[None])
-        return match_composition(
-            self.trained, self.lattice, x, temperature, self._rng, self._fields
-        )
+        rng = torch.Generator().manual_seed(0)
+        return match_composition(self.trained, self.lattice, x, temperature, rng, self._fields)
 
     def _make(self, conditions, reachable):
         bases = [c.basis for c in self._constraints if isinstance(c, ConstrainSwapByBasis)]
