@@ -36,16 +36,10 @@ from clease_nn.surrogate import fit_surrogate
 from clease_nn.warnings import LowESSWarning
 
 pytestmark = [
+    pytest.mark.usefixtures("nowhere"),
     pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:spglib"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch):
-    """No model of another run is found by accident."""
-    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
-    monkeypatch.chdir(tmp_path)
 
 
 # ------------------------------------------------------------------ icet

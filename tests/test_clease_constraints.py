@@ -1,7 +1,5 @@
 """Constraints and generators of CLEASE: clamped, masked or rejected, never redrawn."""
 
-import random
-
 import numpy as np
 import pytest
 from clease.montecarlo import RandomFlip, RandomFlipWithinBasis, RandomSwap
@@ -18,15 +16,10 @@ from clease_nn.hosts.clease.sampler import NeuralSGCSampler
 from clease_nn.warnings import NoModelWarning
 
 CHEM_POT = {"c1_0": 0.02}
-pytestmark = pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning")
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch):
-    """No model of another run is found by accident."""
-    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
-    monkeypatch.chdir(tmp_path)
-    random.seed(2)
+pytestmark = [
+    pytest.mark.usefixtures("nowhere"),
+    pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning"),
+]
 
 
 def energies(mc, n=12, steps=1500, chem_pot=CHEM_POT):

@@ -25,17 +25,10 @@ CHEM_POT = {"c1_0": 0.02}
 BINARY = ["Au", "Cu"]
 
 pytestmark = [
+    pytest.mark.usefixtures("nowhere"),
     pytest.mark.filterwarnings("ignore::clease_nn.warnings.NoModelWarning"),
     pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch):
-    """No model of another run is found by accident."""
-    monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "none"))
-    monkeypatch.chdir(tmp_path)
-    random.seed(1)
 
 
 class Counter(MCObserver):

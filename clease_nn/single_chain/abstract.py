@@ -41,6 +41,16 @@ class AbstractChain(ABC):
     sums: np.ndarray
     reference: float = 0.0
 
+    def _observe(self, n_sites: int, n_species: int, observables) -> None:
+        """Set up what is followed: site functions (observables, species), or None."""
+        table = np.zeros((0, n_species)) if observables is None else observables
+        self._observables = np.atleast_2d(np.asarray(table, dtype=float)) / n_sites
+        self.occupations = np.zeros(n_sites, dtype=np.int8)
+        self.values = np.zeros(len(self._observables))
+        self.sums = np.zeros(2 + 3 * len(self._observables))
+        self.energy = 0.0
+        self.clear()
+
     @abstractmethod
     def set(self, kT: float, mu, groups: FlipGroups) -> None:
         """Set kT (eV), the chemical potential of every species (eV) and the trial moves."""
@@ -49,9 +59,19 @@ class AbstractChain(ABC):
     def seed(self, sequence: np.random.SeedSequence) -> None:
         """Start the random numbers."""
 
-    @abstractmethod
     def load(self, occupations: np.ndarray, energy: float) -> None:
-        """Go to another configuration whose E' (eV) is known."""
+        """Go to another configuration whose E' (eV) is known.
+
+        Raises
+        ------
+        ValueError
+            If E' is not finite.
+        """
+        if not np.isfinite(energy):
+            raise ValueError(f"a chain cannot start from the energy {energy}")
+        self.occupations[:] = occupations
+        self.energy = float(energy)
+        self.values[:] = self._observables[:, self.occupations].sum(1)
 
     @abstractmethod
     def run(self, steps: int) -> None:

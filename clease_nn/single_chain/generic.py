@@ -49,16 +49,10 @@ class EnergyChain(AbstractChain):
 
     def __init__(self, energy: EnergyModel, lattice: Lattice, observables=None):
         self._energy, self.lattice = energy, lattice
-        table = np.zeros((0, lattice.n_species)) if observables is None else observables
-        self._observables = np.atleast_2d(np.asarray(table, dtype=float)) / lattice.n_sites
-        self.occupations = np.zeros(lattice.n_sites, dtype=np.int8)
-        self.values = np.zeros(len(self._observables))
-        self.sums = np.zeros(2 + 3 * len(self._observables))
-        self.energy = 0.0
         self.calls = 0
         self._rng = np.random.default_rng(0)
         self._last: tuple[int, int, int] | None = None
-        self.clear()
+        self._observe(lattice.n_sites, lattice.n_species, observables)
 
     def set(self, kT: float, mu, groups: FlipGroups) -> None:
         """Set kT (eV), the chemical potential of every species (eV) and the trial moves.
@@ -70,20 +64,6 @@ class EnergyChain(AbstractChain):
     def seed(self, sequence: np.random.SeedSequence) -> None:
         """Start the random numbers."""
         self._rng = np.random.default_rng(sequence)
-
-    def load(self, occupations: np.ndarray, energy: float) -> None:
-        """Go to another configuration whose E' (eV) is known.
-
-        Raises
-        ------
-        ValueError
-            If E' is not finite.
-        """
-        if not np.isfinite(energy):
-            raise ValueError(f"a chain cannot start from the energy {energy}")
-        self.occupations[:] = occupations
-        self.energy = float(energy)
-        self.values[:] = self._observables[:, self.occupations].sum(1)
 
     def run(self, steps: int) -> None:
         """Make trial moves.

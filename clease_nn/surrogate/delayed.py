@@ -113,18 +113,12 @@ class DelayedAcceptanceChain(AbstractChain):
         self.inner = int(inner) if self._given else None
         self._lengths: dict[tuple, int] = {}
         self._chain = SingleChain(surrogate.tables)
-        table = np.zeros((0, lattice.n_species)) if observables is None else observables
-        self._observables = np.atleast_2d(np.asarray(table, dtype=float)) / lattice.n_sites
         self._rng = np.random.default_rng(0)
         self._pilot_seed = np.random.SeedSequence(0)
         self._groups: FlipGroups | None = None
-        self.occupations = np.zeros(lattice.n_sites, dtype=np.int8)
-        self.values = np.zeros(len(self._observables))
-        self.sums = np.zeros(2 + 3 * len(self._observables))
-        self.energy = 0.0
         self.true_calls = 0
         self._cheap: float | None = None
-        self.clear()
+        self._observe(lattice.n_sites, lattice.n_species, observables)
 
     def set(self, kT: float, mu, groups: FlipGroups) -> None:
         """Set kT (eV), the chemical potential of every species (eV) and the trial moves.
@@ -153,11 +147,7 @@ class DelayedAcceptanceChain(AbstractChain):
         ValueError
             If E' is not finite.
         """
-        if not np.isfinite(energy):
-            raise ValueError(f"a chain cannot start from the energy {energy}")
-        self.occupations[:] = occupations
-        self.energy = float(energy)
-        self.values[:] = self._observables[:, self.occupations].sum(1)
+        super().load(occupations, energy)
         self._cheap = None
 
     def run(self, steps: int) -> None:
