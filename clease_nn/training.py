@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from clease_nn.objectives import any_order_cross_entropy
 from clease_nn.sources import AbstractSource, ParallelTemperingSource
 from clease_nn.warnings import TrainingWarning
 
-__all__ = ["fit"]
+__all__ = ["Stage", "fit"]
 
 _CLIP = 5.0
 _EMA = 0.99
@@ -41,11 +42,41 @@ _CHECKS = 8  # looks at NESS during a run
 _CHECKPOINT_SECONDS = 30.0
 
 
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Part of a training run: where its batches come from, and what is minimised on them.
+
+    Attributes
+    ----------
+    source : AbstractSource
+    objective : callable
+        ``objective(model, batch) -> (loss, metrics)``, one of :mod:`clease_nn.objectives` or
+        another; it must fit the batches of the source.
+    share : float
+        Of the budget, in units of the sum of the shares of all stages.
+
+    Raises
+    ------
+    ValueError
+        If ``share`` is not positive.
+    """
+
+    source: AbstractSource
+    objective: Callable = any_order_cross_entropy
+    share: float = 1.0
+
+    def __post_init__(self):
+        if not self.share > 0:
+            raise ValueError(f"the share of a stage must be positive, got {self.share}")
+
+
 class _Trainer:
     """State of a run: everything that a checkpoint holds and a step changes."""
 
-    def __init__(self, model, source, objective, batch_size, learning_rate, rng):
-        self.model, self.source, self.objective = model, source, objective
+    def __init__(self, model, stages, batch_size, learning_rate, rng):
+        self.model, self.stages = model, tuple(stages)
+        self.ends = np.cumsum([s.share for s in stages]) / sum(s.share for s in stages)
+        """Progress at which each stage ends."""
         self.batch_size, self.learning_rate = batch_size, learning_rate
         self.rng = rng
         """Draws for looks at NESS and the validation."""
@@ -59,9 +90,10 @@ class _Trainer:
 
     def step(self, progress: float) -> dict[str, float]:
         """One optimiser step at ``progress`` (0 to 1) through the schedule."""
-        batch = self.source.batch(self.batch_size, needs_fields=self.model.needs_fields)
+        stage = self.stages[min(int((progress >= self.ends).sum()), len(self.stages) - 1)]
+        batch = stage.source.batch(self.batch_size, self.model)
         self.model.train()
-        loss, metrics = self.objective(self.model, batch)
+        loss, metrics = stage.objective(self.model, batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.step_count}; lower learning_rate "
@@ -86,7 +118,7 @@ class _Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "source": self.source.state_dict(),
+            "sources": [stage.source.state_dict() for stage in self.stages],
             "step": self.step_count,
             "seconds": self.seconds,
             "history": self.history,
@@ -96,7 +128,8 @@ class _Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.source.load_state_dict(state["source"])
+        for stage, source_state in zip(self.stages, state["sources"], strict=True):
+            stage.source.load_state_dict(source_state)
         self.rng.set_state(state["rng"])
         self.step_count = int(state["step"])
         self.seconds = float(state["seconds"])
@@ -143,8 +176,7 @@ def fit(
     target_ness: float | None = None,
     seed: int = 0,
     model: AbstractOccupationModel | None = None,
-    source: AbstractSource | None = None,
-    objective: Callable = any_order_cross_entropy,
+    stages: Sequence[Stage] | None = None,
     batch_size: int | None = None,
     learning_rate: float = 4e-3,
     checkpoint: str | os.PathLike | None = None,
@@ -180,8 +212,9 @@ def fit(
     seed : int
     model : AbstractOccupationModel, optional
         Start from this one (its weights are changed in place).
-    source : AbstractSource, optional
-        Default :class:`~clease_nn.sources.ParallelTemperingSource`.
+    stages : sequence of Stage, optional
+        Sources and objectives, one after another. Default one stage: cross entropy on a
+        :class:`~clease_nn.sources.ParallelTemperingSource`.
     batch_size : int, optional
         Rows a step; default the power of two nearest to 1024 / sqrt(sites), at least 32.
     learning_rate : float
@@ -236,10 +269,10 @@ def fit(
                 torch.manual_seed(int(weight_seed.generate_state(1)[0]))
                 network = LatticeConvolution(lattice, box, needs_fields=ensemble.has_fields)
             model = AnyOrderARM(network)
-        if source is None:
-            source = ParallelTemperingSource(ensemble, lattice, box, seed=source_seed)
+        if stages is None:
+            stages = [Stage(ParallelTemperingSource(ensemble, lattice, box, seed=source_seed))]
         rng = torch.Generator().manual_seed(int(check_seed.generate_state(1)[0]))
-        trainer = _Trainer(model, source, objective, batch_size, learning_rate, rng)
+        trainer = _Trainer(model, stages, batch_size, learning_rate, rng)
         key = {
             "energy_fingerprint": getattr(ensemble.energy, "fingerprint", None),
             "energies": _probe(ensemble, lattice),
@@ -261,9 +294,10 @@ def fit(
             final.eval()
             report = None
             with contextlib.suppress(KeyboardInterrupt):
-                chains = source.chain_configurations(24, 8)
+                chains = stages[-1].source.chain_configurations(24, 8)
+                where = _spread(box, 24) if chains is None else _distinct(chains)
                 report = validate(
-                    final, ensemble, chains, _distinct(chains), validation_samples, rng
+                    final, ensemble, chains, where, validation_samples, rng, lattice=lattice
                 )
     if progress:
         tqdm.write(
@@ -281,7 +315,7 @@ def fit(
         "training_seconds": trainer.seconds,
         "steps": trainer.step_count,
         "precision": precision,
-        "energy_evaluations": source.energy_evaluations,
+        "energy_evaluations": sum(stage.source.energy_evaluations for stage in stages),
         "validation": None if report is None else report.summary(),
         "history": trainer.history,
         "versions": {"clease_nn": clease_nn.__version__, "torch": torch.__version__},
@@ -319,6 +353,7 @@ def _loop(
             trainer.seconds += clock() - started
             now = done()
             if trainer.step_count % 20 == 0 or now >= 1.0:
+                recent = [m for m in recent if m.keys() == recent[-1].keys()]  # of one stage
                 metrics = {k: sum(m[k] for m in recent) / len(recent) for k in recent[0]}
                 recent.clear()
                 entry = {"step": trainer.step_count, "seconds": trainer.seconds, **metrics}
@@ -389,22 +424,27 @@ def _resume(trainer: _Trainer, checkpoint, key: dict) -> None:
 
 def _warm_up(trainer: _Trainer) -> None:
     """Compile everything and burn the chains in before the clock starts; changes no weights."""
-    state = None if trainer.step_count == 0 else trainer.source.state_dict()
-    batch = trainer.source.batch(trainer.batch_size, needs_fields=trainer.model.needs_fields)
-    loss, _ = trainer.objective(trainer.model, batch)
-    loss.backward()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    if state is not None:
-        trainer.source.load_state_dict(state)
+    for stage in trainer.stages:
+        state = None if trainer.step_count == 0 else stage.source.state_dict()
+        batch = stage.source.batch(trainer.batch_size, trainer.model)
+        loss, _ = stage.objective(trainer.model, batch)
+        loss.backward()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        if state is not None:
+            stage.source.load_state_dict(state)
 
 
 def _quick_ness(trainer: _Trainer, ensemble, lattice, box: ConditionRange, n: int) -> float:
     """Mean NESS of ``n`` draws at each of 16 conditions: a look, not a result."""
-    sobol = torch.quasirandom.SobolEngine(1 + box.n_axes, scramble=False)
-    conditions = box.at(sobol.draw(17)[1:].numpy())
     model = trainer.average.module
-    report = validate(model, ensemble, None, conditions, n, trainer.rng, lattice=lattice)
+    report = validate(model, ensemble, None, _spread(box, 16), n, trainer.rng, lattice=lattice)
     return float(report.ness.mean())
+
+
+def _spread(box: ConditionRange, n: int) -> Conditions:
+    """``n`` conditions that cover the box evenly."""
+    sobol = torch.quasirandom.SobolEngine(1 + box.n_axes, scramble=False)
+    return box.at(sobol.draw(n + 1)[1:].numpy())
 
 
 def _distinct(c: Configurations) -> Conditions:

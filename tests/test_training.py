@@ -19,10 +19,10 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import ModelFileError, TrainedModel, read_state, write_state
 from clease_nn.models import AnyOrderARM
 from clease_nn.networks import LatticeConvolution
-from clease_nn.objectives import Batch, any_order_cross_entropy
+from clease_nn.objectives import MaskedBatch, any_order_cross_entropy
 from clease_nn.sampling import sample
 from clease_nn.sources import ParallelTemperingSource, random_known_sites
-from clease_nn.training import fit
+from clease_nn.training import Stage, fit
 from clease_nn.warnings import LostModeWarning, TrainingWarning
 
 
@@ -36,12 +36,12 @@ def small_source(ensemble, lattice, box, seed=0):
     return ParallelTemperingSource(ensemble, lattice, box, shape=shape, burn_in=20, seed=seed)
 
 
-def quick_fit(system, steps, seed=0, **options):
+def quick_fit(system, steps, seed=0, objective=any_order_cross_entropy, **options):
     lattice, ensemble, box = system
     return fit(
         ensemble, lattice, box, max_steps=steps, seed=seed, model=small_model(lattice, box, seed),
-        source=small_source(ensemble, lattice, box, seed), batch_size=64, progress=False,
-        validation_samples=16, **options,
+        stages=[Stage(small_source(ensemble, lattice, box, seed), objective)], batch_size=64,
+        progress=False, validation_samples=16, **options,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_targets_are_unbiased_conditionals(name):
     exact = ensemble.enumerate(lattice)
     differences = []
     for _ in range(6):
-        batch = source.batch(40, needs_fields=False)
+        batch = source.batch(40, small_model(lattice, box))
         for k in range(40):
             row = batch.partial[k]
             p = torch.exp(exact.log_target(row.conditions))
@@ -95,13 +95,13 @@ def test_cross_entropy_with_exact_targets_is_least_for_the_exact_model():
     lattice, ensemble, box = binary()
     model = small_model(lattice, box)
     source = small_source(ensemble, lattice, box)
-    batch = source.batch(32, needs_fields=True)
+    batch = source.batch(32, model)
     with torch.no_grad():
         own = model.log_conditionals(batch.partial, batch.fields).exp().float()
-    _, metrics = any_order_cross_entropy(model, Batch(batch.partial, own, batch.fields))
+    _, metrics = any_order_cross_entropy(model, MaskedBatch(batch.partial, own, batch.fields))
     assert abs(metrics["excess"]) < 1e-4
     torch.nn.init.normal_(model.network.head.weight)
-    _, metrics = any_order_cross_entropy(model, Batch(batch.partial, own, batch.fields))
+    _, metrics = any_order_cross_entropy(model, MaskedBatch(batch.partial, own, batch.fields))
     assert metrics["excess"] > 0.01
 
 
@@ -213,9 +213,10 @@ def test_checkpoint_of_another_callable_is_refused(tmp_path):
                 LatticeConvolution(lattice, box, channels=16, blocks=1, needs_fields=False)
             )
             ensemble = SemiGrandCanonical(energy)
+            source = ParallelTemperingSource(ensemble, lattice, box, shape=(2, 2), burn_in=1)
             return fit(
                 ensemble, lattice, box, max_steps=1, model=model, batch_size=8, progress=False,
-                source=ParallelTemperingSource(ensemble, lattice, box, shape=(2, 2), burn_in=1),
+                stages=[Stage(source)],
                 checkpoint=tmp_path / "c", validation_samples=4,
             )  # fmt: skip
 

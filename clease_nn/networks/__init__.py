@@ -5,6 +5,8 @@ from clease_nn.networks.convolution import LatticeConvolution
 
 __all__ = ["AbstractNetwork", "LatticeConvolution", "network_from_config"]
 
+_CLASSES = {c.__name__: c for c in (LatticeConvolution,)}
+
 
 def network_from_config(config: dict) -> AbstractNetwork:
     """Rebuild a network from :meth:`AbstractNetwork.config` (weights are loaded apart).
@@ -14,12 +16,11 @@ def network_from_config(config: dict) -> AbstractNetwork:
     ValueError
         If the class is not one of this package.
     """
-    classes = {"LatticeConvolution": LatticeConvolution}
     config = dict(config)
     name = config.pop("class", None)
-    if name not in classes:
+    if name not in _CLASSES:
         raise ValueError(
             f"network class {name!r} is not known to this version of clease_nn "
-            f"(known: {sorted(classes)}); update clease_nn"
+            f"(known: {sorted(_CLASSES)}); update clease_nn"
         )
-    return classes[name].from_config(config)
+    return _CLASSES[name].from_config(config)

@@ -19,6 +19,7 @@ from clease_nn.networks.features import (
     site_features,
 )
 from clease_nn.networks.neighbours import Neighbours
+from clease_nn.networks.prior import check_fields, with_prior
 
 __all__ = ["LatticeConvolution"]
 
@@ -157,39 +158,27 @@ class LatticeConvolution(AbstractNetwork):
         ValueError
             If fields are needed and absent, or the lattice has another parent.
         """
-        self._check(fields)
+        fields = check_fields(self.needs_fields, fields)
         h, g, _, _ = self._trunk(c, fields, self.blocks)
         u = _film(h, g[:, -1])
-        logits = self.head(u).float()
-        if self.needs_fields:
-            logits = logits + fields * _prior_share(c)[:, None, None]
-        return logits
+        return with_prior(self.head(u).float(), c, fields)
 
     @torch.no_grad()
     def at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
         """Logits of one site of each row, (batch, species): the last block at that site only."""
-        self._check(fields)
+        fields = check_fields(self.needs_fields, fields)
         rows = torch.arange(len(c), device=site.device)
         h, g, weights, neighbours = self._trunk(c, fields, self.blocks - 1)
         u = _film(h, g[:, -2])
         z = neighbours.at(u, site).flatten(1)
         last = h[rows, site] + u.mean(1) @ self.pooled[-1] + z @ weights[-1]
         logits = self.head(_film(last[:, None], g[:, -1])[:, 0])
-        if self.needs_fields:
-            logits = logits + fields[rows, site] * _prior_share(c)[:, None]
-        return logits
-
-    def _check(self, fields: Tensor | None) -> None:
-        if self.needs_fields and fields is None:
-            raise ValueError(
-                "this network was made with needs_fields=True; hand it the ensemble's fields"
-            )
+        return with_prior(logits, c, fields, site)
 
     def _trunk(self, c, fields, blocks):
         """Hidden state after some blocks, FiLM of all blocks, flat weights, neighbour lists."""
         neighbours, share, sublattice = self._relations(c.lattice)
         n, b, width = c.lattice.n_sites, len(c), self.channels
-        fields = fields if self.needs_fields else None
         g = self.film(global_features(c, self.box)).float()
         g = g.view(b, self.blocks + 1, 2, 1, width)
         h = self.inlet(site_features(c, fields, share, sublattice)).float()
@@ -229,8 +218,3 @@ class LatticeConvolution(AbstractNetwork):
 def _film(h: Tensor, g: Tensor) -> Tensor:
     """``silu(h * (1 + scale) + shift)`` with g (batch, 2, 1, channels)."""
     return nn.functional.silu(torch.addcmul(g[:, 1], h, 1 + g[:, 0]))
-
-
-def _prior_share(c: Configurations) -> Tensor:
-    """Weight of the physical logits: the cube of the fraction of known sites, (batch,)."""
-    return (c.known.sum(1).to(torch.float32) / c.lattice.n_sites) ** 3

@@ -1,42 +1,18 @@
-"""What is minimised: pure functions of a model and a batch."""
+"""Cross entropy: the model against configurations of the ensemble."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clease_nn.configurations import Configurations
 from clease_nn.models import AbstractOccupationModel
+from clease_nn.objectives.batches import MaskedBatch
 
-__all__ = ["Batch", "any_order_cross_entropy"]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Partial configurations and what their unknown sites should be predicted to be.
-
-    Attributes
-    ----------
-    partial : Configurations
-        (batch,) rows with at least one unknown site each.
-    targets : Tensor, shape (batch, sites, species), float32
-        Probabilities of the species on unknown sites; rows of known sites are ignored.
-    fields : Tensor, shape (batch, sites, species), optional
-        Conditional fields of the partial configurations in kT, where the model needs them.
-    weight : Tensor, shape (batch,), optional
-        Weight of each row, mean one; default all one.
-    """
-
-    partial: Configurations
-    targets: Tensor
-    fields: Tensor | None = None
-    weight: Tensor | None = None
+__all__ = ["any_order_cross_entropy"]
 
 
 def any_order_cross_entropy(
-    model: AbstractOccupationModel, batch: Batch
+    model: AbstractOccupationModel, batch: MaskedBatch
 ) -> tuple[Tensor, dict[str, float]]:
     """Any-order likelihood: ``N / unknown * sum over unknown sites of CE(target, model)``.
 

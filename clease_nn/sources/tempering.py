@@ -1,8 +1,6 @@
-"""Where training batches come from."""
+"""Batches from parallel tempering."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -11,70 +9,14 @@ from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
+from clease_nn.models import AbstractOccupationModel
 from clease_nn.montecarlo import ParallelTempering, heat_bath_probabilities
 from clease_nn.montecarlo.spacing import equalise_spacing
-from clease_nn.objectives import Batch
+from clease_nn.objectives import MaskedBatch
+from clease_nn.sources.abstract import AbstractSource
+from clease_nn.sources.masking import random_known_sites
 
-__all__ = ["AbstractSource", "ParallelTemperingSource", "random_known_sites"]
-
-
-def random_known_sites(
-    n_rows: int, n_sites: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which sites are known, and the weight that makes every number of them count alike.
-
-    The first sites drawn decide between phases, and what they should be is the noisiest target:
-    the coin that a chain's phase is. Half of the rows therefore have a number of known sites
-    that is uniform in its logarithm, the other half one that is uniform; weights correct for it.
-
-    Returns
-    -------
-    known : ndarray of bool, shape (rows, sites)
-        Stratified numbers 0 ... sites - 1, random positions.
-    weight : ndarray, shape (rows,), float32
-        Uniform probability of the number over the one it was drawn with.
-
-    Examples
-    --------
-    >>> known, weight = random_known_sites(1000, 4, np.random.default_rng(0))
-    >>> known.sum(1).max().item(), weight.mean().round(2).item()
-    (3, 1.0)
-    """
-    k = np.arange(n_sites)
-    p = 0.5 / n_sites + 0.5 * np.log((k + 2) / (k + 1)) / np.log(n_sites + 1)
-    strata = (rng.permutation(n_rows) + rng.random(n_rows)) / n_rows
-    number = np.minimum(np.searchsorted(np.cumsum(p), strata, side="right"), n_sites - 1)
-    rank = rng.random((n_rows, n_sites)).argsort(1).argsort(1)
-    return rank < number[:, None], (1 / (n_sites * p[number])).astype(np.float32)
-
-
-class AbstractSource(ABC):
-    """A stateful, resumable stream of training batches."""
-
-    @abstractmethod
-    def batch(self, size: int, *, needs_fields: bool) -> Batch:
-        """The next batch of ``size`` rows."""
-
-    @abstractmethod
-    def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations:
-        """Configurations independent of any model, for validation.
-
-        ``n_conditions`` conditions spread over the range, ``n_each`` rows at each, chain by
-        chain, rows in time order.
-        """
-
-    @property
-    @abstractmethod
-    def energy_evaluations(self) -> int:
-        """Energies evaluated so far (a single-site energy difference counts as one)."""
-
-    @abstractmethod
-    def state_dict(self) -> dict:
-        """Everything that an exact continuation needs."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict) -> None:
-        """Continue from :meth:`state_dict`."""
+__all__ = ["ParallelTemperingSource"]
 
 
 class ParallelTemperingSource(AbstractSource):
@@ -144,7 +86,7 @@ class ParallelTemperingSource(AbstractSource):
             self._burn_in = 0
         self.tempering.step()
 
-    def batch(self, size: int, *, needs_fields: bool) -> Batch:
+    def batch(self, size: int, model: AbstractOccupationModel) -> MaskedBatch:
         """The next ``size`` rows; all chains move on first."""
         self._advance()
         n_chains = len(self.tempering.conditions)
@@ -158,8 +100,8 @@ class ParallelTemperingSource(AbstractSource):
         self._evaluations += int((~known).sum()) * self.target_sweeps
         occupations = torch.where(torch.as_tensor(known), full, UNKNOWN).to(torch.int8)
         partial = Configurations(self.lattice, conditions, occupations)
-        fields = self.ensemble.fields(partial) if needs_fields else None
-        return Batch(partial, targets, fields, torch.as_tensor(weight))
+        fields = self.ensemble.fields(partial) if model.needs_fields else None
+        return MaskedBatch(partial, targets, fields, torch.as_tensor(weight))
 
     def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations:
         """Configurations of chains spread over the range; all chains move on 2 steps between."""

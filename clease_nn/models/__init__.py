@@ -1,0 +1,26 @@
+"""Models of configurations with exact likelihoods."""
+
+from clease_nn.models.abstract import AbstractOccupationModel, Fields
+from clease_nn.models.any_order import AnyOrderARM
+
+__all__ = ["AbstractOccupationModel", "AnyOrderARM", "Fields", "model_from_config"]
+
+_CLASSES = {c.__name__: c for c in (AnyOrderARM,)}
+
+
+def model_from_config(config: dict) -> AbstractOccupationModel:
+    """Rebuild a model from its ``config()``; weights are loaded apart.
+
+    Raises
+    ------
+    ValueError
+        If the class is not one of this package.
+    """
+    config = dict(config)
+    name = config.pop("class", None)
+    if name not in _CLASSES:
+        raise ValueError(
+            f"model class {name!r} is not known to this version of clease_nn (known: "
+            f"{sorted(_CLASSES)}); update clease_nn"
+        )
+    return _CLASSES[name].from_config(config)

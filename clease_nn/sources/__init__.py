@@ -1,0 +1,7 @@
+"""Where training batches come from: stateful, resumable streams."""
+
+from clease_nn.sources.abstract import AbstractSource
+from clease_nn.sources.masking import random_known_sites
+from clease_nn.sources.tempering import ParallelTemperingSource
+
+__all__ = ["AbstractSource", "ParallelTemperingSource", "random_known_sites"]

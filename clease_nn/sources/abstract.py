@@ -1,0 +1,40 @@
+"""What every source of training batches offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from clease_nn.configurations import Configurations
+from clease_nn.models import AbstractOccupationModel
+from clease_nn.objectives import CompleteBatch, MaskedBatch
+
+__all__ = ["AbstractSource"]
+
+
+class AbstractSource(ABC):
+    """A stateful, resumable stream of training batches."""
+
+    @abstractmethod
+    def batch(self, size: int, model: AbstractOccupationModel) -> MaskedBatch | CompleteBatch:
+        """The next batch of about ``size`` rows for the model that is being trained."""
+
+    @abstractmethod
+    def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
+        """Configurations independent of any model, for validation; None if there are none.
+
+        ``n_conditions`` conditions spread over the range, ``n_each`` rows at each, chain by
+        chain, rows in time order.
+        """
+
+    @property
+    @abstractmethod
+    def energy_evaluations(self) -> int:
+        """Energies evaluated so far (a single-site energy difference counts as one)."""
+
+    @abstractmethod
+    def state_dict(self) -> dict:
+        """Everything that an exact continuation needs."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from :meth:`state_dict`."""
