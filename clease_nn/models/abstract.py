@@ -12,9 +12,32 @@ from torch import Tensor, nn
 from clease_nn.configurations import Configurations
 from clease_nn.lattice import UNKNOWN
 
-__all__ = ["AbstractOccupationModel", "Fields"]
+__all__ = ["AbstractOccupationModel", "Fields", "conditionals", "random_order"]
 
 Fields = Callable[[Configurations], Tensor]
+
+
+def conditionals(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Normalised ln q of the allowed species, float64; -inf for the others.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (..., species)
+    allowed : Tensor of bool, shape broadcasting with ``logits``
+
+    Examples
+    --------
+    >>> conditionals(torch.zeros(3), torch.tensor([True, True, False])).exp()
+    tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
+    """
+    return logits.to(torch.float64).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+
+def random_order(known: Tensor, rng: torch.Generator) -> Tensor:
+    """A uniformly random order of the unknown sites of every row: (batch, sites) int16, -1 known."""
+    key = torch.rand(known.shape, generator=rng).to(known.device)
+    rank = key.masked_fill(known, 2.0).argsort(1).argsort(1)
+    return torch.where(known, -1, rank).to(torch.int16)
 
 
 class AbstractOccupationModel(nn.Module, ABC):

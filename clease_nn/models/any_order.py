@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clease_nn.configurations import Configurations
 from clease_nn.lattice import Lattice
-from clease_nn.models.abstract import AbstractOccupationModel
+from clease_nn.models.abstract import AbstractOccupationModel, conditionals, random_order
 from clease_nn.networks import AbstractNetwork, network_from_config
 
 __all__ = ["AnyOrderARM"]
@@ -92,15 +92,13 @@ class AnyOrderARM(AbstractOccupationModel):
     def log_conditionals(self, c: Configurations, fields: Tensor | None) -> Tensor:
         """ln q(species | known sites) of every site, (batch, sites, species), float64."""
         logits = self._gated(c, self.network(c, fields).to(torch.float64), fields)
-        allowed = c.lattice.allowed_mask(logits.device)
-        return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        return conditionals(logits, c.lattice.allowed_mask(logits.device))
 
     def log_conditionals_at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
         """ln q(species | known sites) of one site of each row, (batch, species), float64."""
         logits = self.network.at(c, fields, site).to(torch.float64)
         logits = self._gated(c, logits, fields, site)
-        allowed = c.lattice.allowed_mask(logits.device)[site]
-        return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        return conditionals(logits, c.lattice.allowed_mask(logits.device)[site])
 
     def draw_steps(self, c: Configurations, rng: torch.Generator) -> Tensor:
         """A uniformly random order of the unknown sites of every row, (batch, sites) int16.
@@ -108,13 +106,13 @@ class AnyOrderARM(AbstractOccupationModel):
         With a gate, a random maximal set of non-interacting sites shares the last pass.
         """
         known = c.known
+        if self.gate is None:
+            return random_order(known, rng)
         key = torch.rand(known.shape, generator=rng).to(known.device)
-        if self.gate is not None:
-            key = key + self._last_together(c, key)
+        key = key + self._last_together(c, key)
         rank = key.masked_fill(known, 3.0).argsort(1).argsort(1)
-        if self.gate is not None:
-            first = (key < 1.0) & ~known
-            rank = torch.minimum(rank, first.sum(1, keepdim=True))
+        first = (key < 1.0) & ~known
+        rank = torch.minimum(rank, first.sum(1, keepdim=True))
         return torch.where(known, -1, rank).to(torch.int16)
 
     def _last_together(self, c: Configurations, key: Tensor) -> Tensor:
