@@ -34,7 +34,7 @@ def conditionals(logits: Tensor, allowed: Tensor) -> Tensor:
 
 
 def random_order(known: Tensor, rng: torch.Generator) -> Tensor:
-    """A uniformly random order of the unknown sites of every row: (batch, sites) int16, -1 known."""
+    """A uniformly random order of the unknown sites, (batch, sites) int16, -1 where known."""
     key = torch.rand(known.shape, generator=rng).to(known.device)
     rank = key.masked_fill(known, 2.0).argsort(1).argsort(1)
     return torch.where(known, -1, rank).to(torch.int16)
