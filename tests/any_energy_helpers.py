@@ -72,6 +72,11 @@ class BiasedModel(AbstractOccupationModel):
         """Not saved."""
         return {"class": "BiasedModel"}
 
+    @classmethod
+    def from_config(cls, config):
+        """Not read back."""
+        raise NotImplementedError
+
 
 def biased_model(lattice):
     """The poor model as if it had been trained."""

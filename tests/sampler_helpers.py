@@ -36,6 +36,11 @@ class FieldModel(AbstractOccupationModel):
         """Not saved."""
         return {"class": "FieldModel"}
 
+    @classmethod
+    def from_config(cls, config):
+        """Not read back."""
+        raise NotImplementedError
+
 
 def binary_atoms(folder, size=(2, 2, 2), seed=0, scale=0.03, host="Cu"):
     """Cu-Au on fcc with random ECIs, all atoms ``host``."""

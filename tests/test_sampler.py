@@ -302,10 +302,10 @@ def test_find_model_needs_the_key_and_the_range(tmp_path, monkeypatch):
     (tmp_path / "broken.nn").write_bytes(b"nonsense")
     monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path))
     inside = Conditions([600.0], [[0.0, 0.05]])
-    assert find_model("abc", inside) is not None
-    assert find_model("xyz", inside) is None
-    assert find_model("abc", Conditions([1200.0], [[0.0, 0.05]])) is None
-    assert find_model("abc", Conditions([600.0], [[0.0, 0.5]])) is None
+    assert find_model("abc", inside, lattice) is not None
+    assert find_model("xyz", inside, lattice) is None
+    assert find_model("abc", Conditions([1200.0], [[0.0, 0.05]]), lattice) is None
+    assert find_model("abc", Conditions([600.0], [[0.0, 0.5]]), lattice) is None
     monkeypatch.setenv("CLEASE_NN_MODELS", str(tmp_path / "nowhere"))
     monkeypatch.chdir(tmp_path)
-    assert find_model("abc", inside) is not None
+    assert find_model("abc", inside, lattice) is not None

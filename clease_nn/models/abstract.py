@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clease_nn.configurations import Configurations
-from clease_nn.lattice import UNKNOWN
+from clease_nn.lattice import UNKNOWN, Lattice
+from clease_nn.networks import AbstractNetwork
 
 __all__ = ["AbstractOccupationModel", "Fields", "conditionals", "random_order"]
 
@@ -208,6 +209,12 @@ class AbstractOccupationModel(nn.Module, ABC):
             now = steps[rows] == at[:, None]
             out = out.index_add(0, rows, torch.where(now, log_q, 0.0).sum(1) * scale[rows])
         return out
+
+    def check_lattice(self, lattice: Lattice) -> None:
+        """Raise ValueError if one of the networks cannot serve a lattice."""
+        for part in self.modules():
+            if isinstance(part, AbstractNetwork):
+                part.check_lattice(lattice)
 
     def _fields(self, c: Configurations, fields: Fields | None) -> Tensor | None:
         if not self.needs_fields:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clease_nn.configurations import Configurations
+from clease_nn.lattice import Lattice
 
 __all__ = ["AbstractNetwork"]
 
@@ -36,6 +37,15 @@ class AbstractNetwork(nn.Module, ABC):
         Networks that can compute them faster than all logits do so.
         """
         return self(c, fields)[torch.arange(len(c), device=site.device), site]
+
+    def check_lattice(self, lattice: Lattice) -> None:
+        """Whether the network serves a lattice, said by not raising; networks that may not, raise.
+
+        Raises
+        ------
+        ValueError
+            If it does not: another cell, parent lattice, or species.
+        """
 
     @abstractmethod
     def config(self) -> dict:

@@ -149,6 +149,10 @@ class LatticeConvolution(AbstractNetwork):
             self._geometry[key] = (Neighbours(np.concatenate([itself, counts])), share, sublattice)
         return self._geometry[key]
 
+    def check_lattice(self, lattice: Lattice) -> None:
+        """Raise ValueError if the lattice has other species or another parent."""
+        self._relations(lattice)
+
     # ---------------------------------------------------------------- forward
     def forward(self, c: Configurations, fields: Tensor | None) -> Tensor:
         """Logits, shape (batch, sites, species); see the class for the formula.

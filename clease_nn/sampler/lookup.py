@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clease_nn.conditions import Conditions
 from clease_nn.io import ModelFileError, TrainedModel
+from clease_nn.lattice import Lattice
 
 __all__ = ["find_model", "model_folders"]
 
@@ -24,7 +25,10 @@ def model_folders() -> list[Path]:
 
 
 def find_model(
-    key: str, conditions: Conditions, folders: Iterable[os.PathLike | str] | None = None
+    key: str,
+    conditions: Conditions,
+    lattice: Lattice,
+    folders: Iterable[os.PathLike | str] | None = None,
 ) -> TrainedModel | None:
     """A saved model of an expansion whose range contains the conditions, or None.
 
@@ -34,6 +38,8 @@ def find_model(
         Parent fingerprint of the bare expansion (``metadata["parent_fingerprint"]``).
     conditions : Conditions
         All of them must lie in the trained range.
+    lattice : Lattice
+        Models that were made for one cell serve no other.
     folders : iterable of paths, optional
         Default :func:`model_folders`. The newest file wins; the first folder goes first.
 
@@ -51,9 +57,10 @@ def find_model(
             if trained.metadata.get("parent_fingerprint") != key:
                 continue
             try:
+                trained.model.check_lattice(lattice)
                 if bool(trained.range.contains(conditions).all()):
                     return trained
-            except ValueError:  # a range for another number of species
+            except ValueError:  # another cell, or a range for another number of species
                 continue
     return None
 

@@ -136,7 +136,7 @@ class ModelService:
         key = (self.system.key, conditions.temperature[0].item(), *conditions.mu[0].tolist())
         if search and self.system.key is not None and key not in self._searched:
             self._searched.add(key)
-            found = find_model(self.system.key, conditions)
+            found = find_model(self.system.key, conditions, self.system.lattice)
             if found is not None:
                 self.found = self.system.check(found)
                 return self.found

@@ -41,7 +41,8 @@ class System:
         Raises
         ------
         ValueError
-            If it was trained for other species, another energy or another parent lattice.
+            If it was trained for other species, another energy or another parent lattice, or
+            for one cell only, and this is another.
         """
         meta, species = trained.metadata, self.lattice.species
         if tuple(meta.get("species", species)) != species:
@@ -50,6 +51,7 @@ class System:
                 f"{list(species)}; train one with fit()"
             )
         if self.key is None:
+            trained.model.check_lattice(self.lattice)
             return trained
         key = meta.get("parent_fingerprint")
         if key is None:
@@ -58,6 +60,7 @@ class System:
         else:
             same = key == self.key
         if same:
+            trained.model.check_lattice(self.lattice)
             return trained
         self._refuse_folded(meta.get("eci") or {})
         raise ValueError(
