@@ -22,6 +22,8 @@ _HOME = {
     "Estimate": "statistics",
     "Lattice": "lattice",
     "LatticeConvolution": "networks",
+    "MLP": "networks",
+    "MarginalizationModel": "models",
     "MixedMoves": "hosts.clease.moves",
     "NeuralBlockSwap": "hosts.clease.moves",
     "NeuralCanonicalEnsemble": "hosts.mchammer.moves",

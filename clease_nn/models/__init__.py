@@ -2,10 +2,17 @@
 
 from clease_nn.models.abstract import AbstractOccupationModel, Fields
 from clease_nn.models.any_order import AnyOrderARM
+from clease_nn.models.marginalization import MarginalizationModel
 
-__all__ = ["AbstractOccupationModel", "AnyOrderARM", "Fields", "model_from_config"]
+__all__ = [
+    "AbstractOccupationModel",
+    "AnyOrderARM",
+    "Fields",
+    "MarginalizationModel",
+    "model_from_config",
+]
 
-_CLASSES = {c.__name__: c for c in (AnyOrderARM,)}
+_CLASSES = {c.__name__: c for c in (AnyOrderARM, MarginalizationModel)}
 
 
 def model_from_config(config: dict) -> AbstractOccupationModel:

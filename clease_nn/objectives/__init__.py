@@ -5,5 +5,6 @@
 
 from clease_nn.objectives.batches import CompleteBatch, MaskedBatch
 from clease_nn.objectives.cross_entropy import any_order_cross_entropy
+from clease_nn.objectives.marginalization import MarginalConsistency
 
-__all__ = ["CompleteBatch", "MaskedBatch", "any_order_cross_entropy"]
+__all__ = ["CompleteBatch", "MarginalConsistency", "MaskedBatch", "any_order_cross_entropy"]
