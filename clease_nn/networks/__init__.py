@@ -2,10 +2,11 @@
 
 from clease_nn.networks.abstract import AbstractNetwork
 from clease_nn.networks.convolution import LatticeConvolution
+from clease_nn.networks.mlp import MLP
 
-__all__ = ["AbstractNetwork", "LatticeConvolution", "network_from_config"]
+__all__ = ["MLP", "AbstractNetwork", "LatticeConvolution", "network_from_config"]
 
-_CLASSES = {c.__name__: c for c in (LatticeConvolution,)}
+_CLASSES = {c.__name__: c for c in (LatticeConvolution, MLP)}
 
 
 def network_from_config(config: dict) -> AbstractNetwork:

@@ -8,21 +8,32 @@ from torch import Tensor
 from clease_nn.conditions import ConditionRange
 from clease_nn.configurations import Configurations
 
-__all__ = ["global_features", "n_global_features", "n_site_features", "site_features"]
+__all__ = [
+    "condition_features",
+    "global_features",
+    "n_condition_features",
+    "n_global_features",
+    "n_site_features",
+    "site_features",
+]
 
 
-def n_global_features(n_species: int) -> int:
-    """Length of a row of :func:`global_features`."""
-    return 3 + 7 * n_species
+def n_condition_features(n_species: int) -> int:
+    """Length of a row of :func:`condition_features`."""
+    return 2 + 4 * n_species
 
 
-def global_features(c: Configurations, box: ConditionRange) -> Tensor:
-    """Conditions and totals of the known sites, shape (batch, 3 + 7 * species), float32.
+def condition_features(c: Configurations, box: ConditionRange) -> Tensor:
+    """Temperature and mu only, shape (batch, 2 + 4 * species), float32; no occupation enters.
 
-    Temperature and mu scaled by the trained box, beta*mu, fraction and mean occupation of the
-    known sites, and functions of N*beta*mu and of the known excess that stay sharp where two
-    phases of a finite cell balance (the window in mu is about kT/N wide).
+    Temperature and mu scaled by the trained box, beta*mu, and functions of N*beta*mu that stay
+    sharp where two phases of a finite cell balance (the window in mu is about kT/N wide).
     """
+    return torch.cat(_condition_columns(c, box), 1).to(torch.float32)
+
+
+def _condition_columns(c: Configurations, box: ConditionRange) -> list[Tensor]:
+    """Columns of :func:`condition_features`, float64: the first two of width 1."""
     cond = c.conditions
     n = c.lattice.n_sites
     t_low, t_high = box.temperature
@@ -37,18 +48,41 @@ def global_features(c: Configurations, box: ConditionRange) -> Tensor:
         1e-6,
     )
     beta_mu = mu * cond.beta[:, None]
+    return [
+        beta[:, None],
+        log_t[:, None],
+        mu / scale,
+        torch.asinh(beta_mu),
+        torch.tanh(n * beta_mu),
+        torch.tanh(n * beta_mu / 6),
+    ]
+
+
+def n_global_features(n_species: int) -> int:
+    """Length of a row of :func:`global_features`."""
+    return 3 + 7 * n_species
+
+
+def global_features(c: Configurations, box: ConditionRange) -> Tensor:
+    """Conditions and totals of the known sites, shape (batch, 3 + 7 * species), float32.
+
+    What :func:`condition_features` has, fraction and mean occupation of the known sites, and
+    functions of the known excess over equal shares that stay sharp where phases balance.
+    """
+    n = c.lattice.n_sites
+    beta, log_t, mu, beta_mu, sharp, less_sharp = _condition_columns(c, box)
     known = c.known.sum(1, keepdim=True).to(torch.float64)
     counts = c.counts()
     excess = counts - known / c.lattice.n_species
     columns = [
-        beta[:, None],
-        log_t[:, None],
+        beta,
+        log_t,
         known / n,
-        mu / scale,
-        torch.asinh(beta_mu),
+        mu,
+        beta_mu,
         counts / n,
-        torch.tanh(n * beta_mu),
-        torch.tanh(n * beta_mu / 6),
+        sharp,
+        less_sharp,
         torch.tanh(excess / 2),
         torch.tanh(excess / 10),
     ]
