@@ -393,8 +393,8 @@ def short() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "published.jsonl"
         for cell in (
-            Cell("ising5", "any_order", "convolution", "cross_entropy", 1.0),
-            Cell("ising5", "any_order", "mlp", "reinforce", 1.0, {"width": 32, "layers": 2}),
+            Cell("ising5", "any_order", "convolution", "cross_entropy", 0.5),
+            Cell("ising5", "any_order", "mlp", "reinforce", 0.5, {"width": 32, "layers": 2}),
         ):
             append(run(cell, 0, 20, short=True), results)
         print_rows(latest(load(results)))

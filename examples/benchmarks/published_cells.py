@@ -139,9 +139,7 @@ def hyperparameters(cell: Cell) -> dict:
 def check(cell: Cell) -> None:
     """End the program, with the reason, where a combination makes no sense."""
     problem = None
-    if cell.model == "fixed_order" and cell.network not in ("mlp", "masked_mlp"):
-        problem = "only the masked MLP has a fixed order"
-    elif cell.network == "masked_mlp" and cell.model != "fixed_order":
+    if cell.network == "masked_mlp" and cell.model != "fixed_order":
         problem = "the masked MLP has a fixed order; take --network mlp"
     elif cell.model == "fixed_order" and cell.objective == "cross_entropy":
         problem = (
@@ -158,12 +156,14 @@ def check(cell: Cell) -> None:
 def load_system(name: str, short: bool = False):
     """System of ``training.py`` with the conditions of this table and exact ln Z, checked."""
     import numpy as np
-    from training import SYSTEMS
+    from training import cuau16, ising
 
     from clease_nn.conditions import Conditions
 
-    out = SYSTEMS[name](short)
-    out.conditions.pop("random", None)
+    if name == "cuau16":
+        out = cuau16(short)
+    else:
+        out = ising(4 if short else int(name.removeprefix("ising")), short, n_random=0)
     out.conditions = {name: out.conditions["grid"]}
     out.log_z = {name: out.log_z["grid"]}
     if name == "cuau16":
@@ -210,16 +210,16 @@ def _model(cell: Cell, system, h: dict):
     where = (system.lattice, system.box)
     sizes = {key: h[key] for key in NETWORKS[cell.network]}
     sizes["needs_fields"] = bool(h["fields"])
-    if cell.model == "fixed_order":
-        order = list(range(system.lattice.n_sites))  # raster
-        return models.FixedOrderARM(networks.MaskedMLP(*where, order, **sizes))
     kind = {
-        "mlp": "MLP",
+        "mlp": "MaskedMLP" if cell.model == "fixed_order" else "MLP",
+        "masked_mlp": "MaskedMLP",
         "painn": "PaiNN",
         "transformer": "LatticeTransformer",
         "convolution": "LatticeConvolution",
     }[cell.network]
     make = getattr(networks, kind)
+    if cell.model == "fixed_order":
+        return models.FixedOrderARM(make(*where, **sizes), "raster")
     if cell.model == "any_order":
         return models.AnyOrderARM(make(*where, **sizes))
     return models.MarginalizationModel(make(*where, **sizes), make(*where, **sizes))

@@ -52,7 +52,8 @@ class System:
     agreeing: torch.Tensor | None = None
 
 
-def ising(size: int, short: bool) -> System:
+def ising(size: int, short: bool, n_random: int = 50) -> System:
+    """The grid of the literature and ``n_random`` random conditions beside it."""
     lattice = Lattice.square(size)
     box = ConditionRange((1.5 / kB, 3.5 / kB), [-0.4], [0.4], [[-1.0, 1.0]])
     side = np.array([1.5, 2.5, 3.5] if short else [1.5, 2.0, 2.5, 3.0, 3.5])
@@ -60,15 +61,18 @@ def ising(size: int, short: bool) -> System:
     rng = np.random.default_rng(2024)
     points = {
         "grid": [(t, h) for t in side for h in fields],
-        "random": list(zip(rng.uniform(1.5, 3.5, 50), rng.uniform(-0.4, 0.4, 50), strict=True)),
+        "random": list(
+            zip(rng.uniform(1.5, 3.5, n_random), rng.uniform(-0.4, 0.4, n_random), strict=True)
+        ),
     }
-    if short:
+    if short or not n_random:
         points.pop("random")
     conditions, log_z = {}, {}
     for name, rows in points.items():
         t, h = np.array(rows).T
         conditions[name] = ising_conditions(t, h)
-        log_z[name] = torch.tensor([ising_log_z(size, size, a, b) for a, b in rows])
+        exact = [ising_log_z(size, size, a, b) for a, b in rows]
+        log_z[name] = torch.tensor(exact, dtype=torch.float64)
     return System(lattice, SemiGrandCanonical(ising_energy(lattice)), box, conditions, log_z)
 
 
