@@ -30,6 +30,7 @@ _HOME = {
     "NeuralGlobalMove": "hosts.clease.moves",
     "NeuralSGCEnsemble": "hosts.mchammer.ensemble",
     "NeuralSGCSampler": "hosts.clease.sampler",
+    "PaiNN": "networks",
     "ParallelTempering": "montecarlo",
     "SemiGrandCanonical": "ensemble",
     "TrainedModel": "io",
