@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel, AnyOrderARM
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.networks import LatticeConvolution
-from clease_nn.objectives import any_order_cross_entropy
+from clease_nn.objectives import cross_entropy
 from clease_nn.sources import AbstractSource, ParallelTemperingSource
 from clease_nn.warnings import TrainingWarning
 
@@ -40,6 +40,11 @@ _EMA = 0.99
 _WARM_UP = 0.02
 _CHECKS = 8  # looks at NESS during a run
 _CHECKPOINT_SECONDS = 30.0
+_UNCHECKED = (
+    "no independent chains: a lost mode cannot be seen. The energy offers neither cluster tables "
+    "nor flip_energies, so the model was compared with its own draws alone; compare it with "
+    "validate() and configurations of your own"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +67,21 @@ class Stage:
     """
 
     source: AbstractSource
-    objective: Callable = any_order_cross_entropy
+    objective: Callable = cross_entropy
     share: float = 1.0
 
     def __post_init__(self):
         if not self.share > 0:
             raise ValueError(f"the share of a stage must be positive, got {self.share}")
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Class of the source, and the objective with its settings."""
+        objective = self.objective
+        if is_dataclass(objective):
+            return type(self.source).__name__, repr(objective)
+        name = getattr(objective, "__name__", type(objective).__name__)
+        return type(self.source).__name__, name
 
 
 class _Trainer:
@@ -85,12 +99,24 @@ class _Trainer:
             model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
         )
         self.step_count = 0
+        self.stage_steps = [0] * len(self.stages)
         self.seconds = 0.0
+        self.resumed = False
         self.history: list[dict] = []
+
+    @property
+    def sources(self) -> list[AbstractSource]:
+        """Sources of all stages, each once."""
+        return list({id(stage.source): stage.source for stage in self.stages}.values())
+
+    def stage_at(self, progress: float) -> int:
+        """Number of the stage at ``progress`` (0 to 1) through the budget."""
+        return min(int((progress >= self.ends).sum()), len(self.stages) - 1)
 
     def step(self, progress: float) -> dict[str, float]:
         """One optimiser step at ``progress`` (0 to 1) through the schedule."""
-        stage = self.stages[min(int((progress >= self.ends).sum()), len(self.stages) - 1)]
+        at = self.stage_at(progress)
+        stage = self.stages[at]
         batch = stage.source.batch(self.batch_size, self.model)
         self.model.train()
         loss, metrics = stage.objective(self.model, batch)
@@ -109,6 +135,7 @@ class _Trainer:
         self.optimizer.step()
         self.average.update_parameters(self.model)
         self.step_count += 1
+        self.stage_steps[at] += 1
         return metrics
 
     def state_dict(self) -> dict:
@@ -118,8 +145,9 @@ class _Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sources": [stage.source.state_dict() for stage in self.stages],
+            "sources": [source.state_dict() for source in self.sources],
             "step": self.step_count,
+            "stage_steps": self.stage_steps,
             "seconds": self.seconds,
             "history": self.history,
         }
@@ -128,11 +156,13 @@ class _Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for stage, source_state in zip(self.stages, state["sources"], strict=True):
-            stage.source.load_state_dict(source_state)
+        for source, source_state in zip(self.sources, state["sources"], strict=True):
+            source.load_state_dict(source_state)
         self.rng.set_state(state["rng"])
         self.step_count = int(state["step"])
+        self.stage_steps = list(state["stage_steps"])
         self.seconds = float(state["seconds"])
+        self.resumed = True
         self.history = list(state["history"])
 
 
@@ -213,7 +243,9 @@ def fit(
     model : AbstractOccupationModel, optional
         Start from this one (its weights are changed in place).
     stages : sequence of Stage, optional
-        Sources and objectives, one after another. Default one stage: cross entropy on a
+        Sources and objectives, one after another, each for its share of the budget: warm up by
+        one, finish by another. Learning rate, optimiser and average go on through all of them.
+        Default one stage: cross entropy on a
         :class:`~clease_nn.sources.ParallelTemperingSource`.
     batch_size : int, optional
         Rows a step; default the power of two nearest to 1024 / sqrt(sites), at least 32.
@@ -234,15 +266,15 @@ def fit(
     Returns
     -------
     TrainedModel
-        With ``metadata["validation"]`` and ``metadata["history"]``.
+        With ``metadata["validation"]``, ``metadata["history"]`` and ``metadata["stages"]``.
 
     Raises
     ------
     ValueError
-        If no budget is given, or one is not positive.
+        If no budget is given, one is not positive, or there are no stages.
     ModelFileError
-        If the checkpoint belongs to another energy, lattice, range, network, seed, batch size or
-        learning rate.
+        If the checkpoint belongs to another energy, lattice, range, network, seed, batch size,
+        learning rate or other stages.
     """
     if max_seconds is None and max_steps is None:
         raise ValueError("give fit a budget: max_seconds, max_steps, or both")
@@ -271,6 +303,8 @@ def fit(
             model = AnyOrderARM(network)
         if stages is None:
             stages = [Stage(ParallelTemperingSource(ensemble, lattice, box, seed=source_seed))]
+        if not stages:
+            raise ValueError("fit needs at least one stage, got none; None takes the default one")
         rng = torch.Generator().manual_seed(int(check_seed.generate_state(1)[0]))
         trainer = _Trainer(model, stages, batch_size, learning_rate, rng)
         key = {
@@ -281,6 +315,7 @@ def fit(
             "seed": seed,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "stages": [list(stage.name) for stage in stages],
         }
         if checkpoint is not None and Path(checkpoint).exists():
             _resume(trainer, checkpoint, key)
@@ -299,13 +334,16 @@ def fit(
                 report = validate(
                     final, ensemble, chains, where, validation_samples, rng, lattice=lattice
                 )
+    unchecked = report is not None and report.forward_kl is None
     if progress:
         tqdm.write(
             f"trained {trainer.step_count} steps in {trainer.seconds:.0f} s ({precision}); "
-            f"{report or 'not validated'}"
+            f"{report or 'not validated'}" + ("; " + _UNCHECKED if unchecked else "")
         )
     if report is not None:
         report.warn()
+    if unchecked:
+        warnings.warn(_UNCHECKED, TrainingWarning, stacklevel=2)
     metadata = {
         **{k: key[k] for k in ("energy_fingerprint", "lattice_fingerprint", "range")},
         "n_sites": lattice.n_sites,
@@ -315,7 +353,8 @@ def fit(
         "training_seconds": trainer.seconds,
         "steps": trainer.step_count,
         "precision": precision,
-        "energy_evaluations": sum(stage.source.energy_evaluations for stage in stages),
+        "energy_evaluations": sum(source.energy_evaluations for source in trainer.sources),
+        "stages": _stages(trainer),
         "validation": None if report is None else report.summary(),
         "history": trainer.history,
         "versions": {"clease_nn": clease_nn.__version__, "torch": torch.__version__},
@@ -335,7 +374,8 @@ def _loop(
         return max(by_time, by_steps)
 
     bar = tqdm(
-        total=100, disable=not progress, desc="training", unit="%", smoothing=0.05, mininterval=0.5,
+        total=100, disable=not progress, desc=_description(trainer, done()), unit="%",
+        smoothing=0.05, mininterval=0.5,
         bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
     )  # fmt: skip
     bar.update(int(100 * done()))
@@ -365,6 +405,7 @@ def _loop(
                     next_check = (math.floor(now * _CHECKS) + 1) / _CHECKS
                 trainer.history.append(entry)
                 bar.update(int(100 * min(now, 1.0)) - bar.n)
+                bar.set_description_str(_description(trainer, now), refresh=False)
                 shown = {"loss": f"{metrics['loss']:.3f}", "step": trainer.step_count}
                 if ness is not None:
                     shown["NESS"] = f"{ness:.2f}"
@@ -393,6 +434,26 @@ def _loop(
     return stopped
 
 
+def _description(trainer: _Trainer, progress: float) -> str:
+    """What the progress bar says: which stage of how many, where there are several."""
+    n = len(trainer.stages)
+    return "training" if n == 1 else f"training, stage {trainer.stage_at(progress) + 1}/{n}"
+
+
+def _stages(trainer: _Trainer) -> list[dict]:
+    """JSON-ready record of every stage."""
+    return [
+        {
+            "source": stage.name[0],
+            "objective": stage.name[1],
+            "share": stage.share,
+            "steps": steps,
+            "energy_evaluations": stage.source.energy_evaluations,
+        }
+        for stage, steps in zip(trainer.stages, trainer.stage_steps, strict=True)
+    ]
+
+
 def _save(trainer: _Trainer, checkpoint, key: dict) -> None:
     try:
         write_state(checkpoint, "checkpoint", {"key": key, **trainer.state_dict()})
@@ -409,6 +470,13 @@ def _probe(ensemble: SemiGrandCanonical, lattice: Lattice) -> list[float]:
 
 def _resume(trainer: _Trainer, checkpoint, key: dict) -> None:
     state = read_state(checkpoint, "checkpoint")
+    before = state["key"].get("stages", [])
+    if before != key["stages"]:
+        raise ModelFileError(
+            f"checkpoint {checkpoint} was written for other stages: {len(before)}, "
+            f"{_listed(before)}; this run has {len(key['stages'])}, {_listed(key['stages'])}; "
+            "name another file, remove it or train with the same stages"
+        )
     for name, value in key.items():
         if state["key"].get(name) != value:
             raise ModelFileError(
@@ -422,10 +490,14 @@ def _resume(trainer: _Trainer, checkpoint, key: dict) -> None:
     trainer.load_state_dict(state)
 
 
+def _listed(stages: list[list[str]]) -> str:
+    return " then ".join(f"{objective} on {source}" for source, objective in stages) or "none named"
+
+
 def _warm_up(trainer: _Trainer) -> None:
     """Compile everything and burn the chains in before the clock starts; changes no weights."""
     for stage in trainer.stages:
-        state = None if trainer.step_count == 0 else stage.source.state_dict()
+        state = stage.source.state_dict() if trainer.resumed else None
         batch = stage.source.batch(trainer.batch_size, trainer.model)
         loss, _ = stage.objective(trainer.model, batch)
         loss.backward()

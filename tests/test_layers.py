@@ -12,7 +12,7 @@ ROOT = Path(clease_nn.__file__).parent
 # lowest first; a room may import the rooms of lower floors and, without circles, of its own
 FLOORS = [
     ["lattice", "symmetry", "conditions", "statistics", "warnings", "compute", "compiled", "files"],
-    ["configurations"],
+    ["configurations", "schedules"],
     ["energies", "ensemble", "networks"],
     ["montecarlo", "single_chain", "models"],
     ["thermodynamics", "sampling", "sources", "objectives"],

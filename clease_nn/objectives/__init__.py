@@ -4,7 +4,17 @@
 """
 
 from clease_nn.objectives.batches import CompleteBatch, MaskedBatch
-from clease_nn.objectives.cross_entropy import any_order_cross_entropy
+from clease_nn.objectives.cross_entropy import any_order_cross_entropy, cross_entropy
+from clease_nn.objectives.log_variance import LogVariance
 from clease_nn.objectives.marginalization import MarginalConsistency
+from clease_nn.objectives.reinforce import Reinforce
 
-__all__ = ["CompleteBatch", "MarginalConsistency", "MaskedBatch", "any_order_cross_entropy"]
+__all__ = [
+    "CompleteBatch",
+    "LogVariance",
+    "MarginalConsistency",
+    "MaskedBatch",
+    "Reinforce",
+    "any_order_cross_entropy",
+    "cross_entropy",
+]

@@ -6,9 +6,45 @@ import torch
 from torch import Tensor
 
 from clease_nn.models import AbstractOccupationModel
-from clease_nn.objectives.batches import MaskedBatch
+from clease_nn.objectives.batches import CompleteBatch, MaskedBatch
 
-__all__ = ["any_order_cross_entropy"]
+__all__ = ["any_order_cross_entropy", "cross_entropy"]
+
+
+def cross_entropy(
+    model: AbstractOccupationModel, batch: MaskedBatch | CompleteBatch
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean of ``-weight * ln q(x)`` over configurations of the ensemble.
+
+    Rows of a :class:`~clease_nn.objectives.CompleteBatch` are scored in their own passes; those
+    of a :class:`~clease_nn.objectives.MaskedBatch` by :func:`any_order_cross_entropy`.
+
+    Returns
+    -------
+    loss : Tensor
+        nats per configuration, mean over the batch.
+    metrics : dict
+        ``loss``, and ``excess`` for masked batches.
+
+    Raises
+    ------
+    ValueError
+        If complete configurations come without the passes of their sites.
+    """
+    if isinstance(batch, MaskedBatch):
+        return any_order_cross_entropy(model, batch)
+    if batch.full.step is None:
+        raise ValueError(
+            "cross entropy of complete configurations needs their `step`; set it to "
+            "model.draw_steps of the unknown configurations"
+        )
+    log_q = model.log_prob(
+        batch.full, steps=batch.full.step, fields=batch.fields, passes=batch.passes
+    )
+    if batch.weight is not None:
+        log_q = log_q * batch.weight.to(log_q)
+    loss = -log_q.mean()
+    return loss, {"loss": float(loss.detach())}
 
 
 def any_order_cross_entropy(

@@ -1,8 +1,15 @@
 """Where training batches come from: stateful, resumable streams."""
 
 from clease_nn.sources.abstract import AbstractSource
+from clease_nn.sources.generated import GeneratedSource
 from clease_nn.sources.gibbs import GibbsSource
 from clease_nn.sources.masking import random_known_sites
 from clease_nn.sources.tempering import ParallelTemperingSource
 
-__all__ = ["AbstractSource", "GibbsSource", "ParallelTemperingSource", "random_known_sites"]
+__all__ = [
+    "AbstractSource",
+    "GeneratedSource",
+    "GibbsSource",
+    "ParallelTemperingSource",
+    "random_known_sites",
+]

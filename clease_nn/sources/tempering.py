@@ -12,7 +12,7 @@ from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.montecarlo import ParallelTempering, heat_bath_probabilities
 from clease_nn.montecarlo.spacing import equalise_spacing
-from clease_nn.objectives import MaskedBatch
+from clease_nn.objectives import CompleteBatch, MaskedBatch
 from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.masking import random_known_sites
 
@@ -25,7 +25,7 @@ class ParallelTemperingSource(AbstractSource):
     Before every batch all chains do ``sweeps`` heat-bath sweeps and one exchange. Rows are random
     chains with a stratified random number of known sites; targets are heat-bath conditionals of
     the unknown sites averaged over ``target_sweeps`` sweeps with the known sites clamped
-    (Rao-Blackwell).
+    (Rao-Blackwell). Models that draw in a fixed order are given the whole configurations.
 
     Parameters
     ----------
@@ -54,13 +54,14 @@ class ParallelTemperingSource(AbstractSource):
         sequence = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
-        chains_seed, own_seed = sequence.spawn(2)
+        chains_seed, own_seed, order_seed = sequence.spawn(3)
         if shape is None:
             side = max(2, round(1024 ** (1 / (1 + box.n_axes))))
             shape = (side,) * (1 + box.n_axes)
         self.ensemble, self.lattice, self.box = ensemble, lattice, box
         self.target_sweeps = target_sweeps
         self.rng = np.random.default_rng(own_seed)
+        self.orders = torch.Generator().manual_seed(int(order_seed.generate_state(1)[0]))
         self.tempering = ParallelTempering(
             ensemble,
             lattice,
@@ -86,13 +87,18 @@ class ParallelTemperingSource(AbstractSource):
             self._burn_in = 0
         self.tempering.step()
 
-    def batch(self, size: int, model: AbstractOccupationModel) -> MaskedBatch:
-        """The next ``size`` rows; all chains move on first."""
+    def batch(self, size: int, model: AbstractOccupationModel) -> MaskedBatch | CompleteBatch:
+        """The next ``size`` rows; all chains move on first.
+
+        Masked for models of any order, complete for the others.
+        """
         self._advance()
         n_chains = len(self.tempering.conditions)
         rows = self.rng.choice(n_chains, size, replace=size > n_chains)
         full = torch.as_tensor(self.tempering.occupations[rows])
         conditions: Conditions = self.tempering.conditions[torch.as_tensor(rows)]
+        if not model.any_order:
+            return self._complete(full, conditions, torch.as_tensor(rows), model)
         known, weight = random_known_sites(size, self.lattice.n_sites, self.rng)
         targets, _ = heat_bath_probabilities(
             self.ensemble, self.lattice, conditions, full, known, self.target_sweeps, self.rng
@@ -102,6 +108,12 @@ class ParallelTemperingSource(AbstractSource):
         partial = Configurations(self.lattice, conditions, occupations)
         fields = self.ensemble.fields(partial) if model.needs_fields else None
         return MaskedBatch(partial, targets, fields, torch.as_tensor(weight))
+
+    def _complete(self, full, conditions, chain, model) -> CompleteBatch:
+        steps = model.draw_steps(Configurations.unknown(self.lattice, conditions), self.orders)
+        c = Configurations(self.lattice, conditions, full, step=steps)
+        group = torch.unique(chain, return_inverse=True)[1]
+        return CompleteBatch(c, group, self.ensemble.fields if model.needs_fields else None)
 
     def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations:
         """Configurations of chains spread over the range; all chains move on 2 steps between."""
@@ -132,6 +144,7 @@ class ParallelTemperingSource(AbstractSource):
         return {
             "tempering": self.tempering.state_dict(),
             "rng": self.rng.bit_generator.state,
+            "orders": self.orders.get_state(),
             "evaluations": self._evaluations,
             "burn_in": self._burn_in,
         }
@@ -140,5 +153,6 @@ class ParallelTemperingSource(AbstractSource):
         """Continue exactly where :meth:`state_dict` was taken."""
         self.tempering.load_state_dict(state["tempering"])
         self.rng.bit_generator.state = state["rng"]
+        self.orders.set_state(state["orders"])
         self._evaluations = int(state["evaluations"])
         self._burn_in = int(state["burn_in"])
