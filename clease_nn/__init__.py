@@ -22,6 +22,7 @@ _HOME = {
     "Estimate": "statistics",
     "Lattice": "lattice",
     "LatticeConvolution": "networks",
+    "LatticeTransformer": "networks",
     "MLP": "networks",
     "MarginalizationModel": "models",
     "MixedMoves": "hosts.clease.moves",

@@ -3,10 +3,17 @@
 from clease_nn.networks.abstract import AbstractNetwork
 from clease_nn.networks.convolution import LatticeConvolution
 from clease_nn.networks.mlp import MLP
+from clease_nn.networks.transformer import LatticeTransformer
 
-__all__ = ["MLP", "AbstractNetwork", "LatticeConvolution", "network_from_config"]
+__all__ = [
+    "MLP",
+    "AbstractNetwork",
+    "LatticeConvolution",
+    "LatticeTransformer",
+    "network_from_config",
+]
 
-_CLASSES = {c.__name__: c for c in (LatticeConvolution, MLP)}
+_CLASSES = {c.__name__: c for c in (LatticeConvolution, LatticeTransformer, MLP)}
 
 
 def network_from_config(config: dict) -> AbstractNetwork:
