@@ -4,6 +4,7 @@ from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.generated import GeneratedSource
 from clease_nn.sources.gibbs import GibbsSource
 from clease_nn.sources.masking import random_known_sites
+from clease_nn.sources.replay import ReplaySource
 from clease_nn.sources.tempering import ParallelTemperingSource
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "GeneratedSource",
     "GibbsSource",
     "ParallelTemperingSource",
+    "ReplaySource",
     "random_known_sites",
 ]
