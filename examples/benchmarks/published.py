@@ -88,7 +88,7 @@ class Looks:
             figures = evaluate(
                 self.average.module, self.system, self.name, LOOK_SAMPLES, 500 + self.seed
             )
-            self.curve.append({"cpu_seconds": elapsed, "steps": self.calls - 1, **figures})
+            self.curve.append({"steps": self.calls - 1, **figures})
         self.paused += time.thread_time() - begin
 
 
@@ -132,6 +132,8 @@ def evaluate(model, system, name: str, n: int, seed: int) -> dict:
 
 def run(cell: Cell, seed: int, samples: int, short: bool = False) -> dict:
     """Train a cell and evaluate it: the record of one finished cell."""
+    import numpy as np
+
     from clease_nn.training import Stage, fit
 
     check(cell)
@@ -154,6 +156,11 @@ def run(cell: Cell, seed: int, samples: int, short: bool = False) -> dict:
         progress=False,
     )
     done = trained.metadata
+    steps, seconds = zip(
+        (0, 0.0), *((h["step"], h["seconds"]) for h in done["history"]), strict=True
+    )
+    for point in looks.curve:  # fit's own count, which leaves its looks at NESS out as well
+        point["cpu_seconds"] = float(np.interp(point["steps"], steps, seconds))
     record = {
         "system": cell.system,
         "model": cell.model,
