@@ -3,6 +3,7 @@
 from clease_nn.networks.abstract import AbstractNetwork
 from clease_nn.networks.convolution import LatticeConvolution
 from clease_nn.networks.mlp import MLP
+from clease_nn.networks.painn import PaiNN
 from clease_nn.networks.transformer import LatticeTransformer
 
 __all__ = [
@@ -10,10 +11,11 @@ __all__ = [
     "AbstractNetwork",
     "LatticeConvolution",
     "LatticeTransformer",
+    "PaiNN",
     "network_from_config",
 ]
 
-_CLASSES = {c.__name__: c for c in (LatticeConvolution, LatticeTransformer, MLP)}
+_CLASSES = {c.__name__: c for c in (LatticeConvolution, LatticeTransformer, MLP, PaiNN)}
 
 
 def network_from_config(config: dict) -> AbstractNetwork:
