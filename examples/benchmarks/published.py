@@ -139,7 +139,10 @@ def run(cell: Cell, seed: int, samples: int, short: bool = False) -> dict:
     check(cell)
     settings = hyperparameters(cell)
     system = load_system(cell.system, short)
-    model, stages, batch_size = build(cell, system, settings, seed)
+    try:
+        model, stages, batch_size = build(cell, system, settings, seed)
+    except ValueError as error:
+        raise SystemExit(f"{cell.name}: {error}") from error
     looks = Looks(system, cell.system, cell.seconds, seed)
     trained = fit(
         system.ensemble,

@@ -107,7 +107,7 @@ _GENERATED = {**_SCHEDULE, "batch_size": 256, "passes": 0}
 OBJECTIVES = {
     "reinforce": {**_GENERATED, "advantage": "standardized"},
     "cross_entropy": {"batch_size": 0},
-    "replay": _GENERATED,
+    "replay": {**_SCHEDULE, "batch_size": 256, "every": 2, "keep": 8, "min_ness": 0.3},
     "log_variance": _GENERATED,
     "marginal": {
         **_SCHEDULE,
@@ -151,10 +151,10 @@ def check(cell: Cell) -> None:
     problem = None
     if cell.network == "masked_mlp" and cell.model != "fixed_order":
         problem = "the masked MLP has a fixed order; take --network mlp"
-    elif cell.model == "fixed_order" and cell.objective == "cross_entropy":
+    elif cell.model == "fixed_order" and cell.objective in ("cross_entropy", "replay"):
         problem = (
             "this cross entropy hides random sites, and a fixed order takes known sites only "
-            "where they come first; take reinforce, replay or log_variance"
+            "where they come first; take reinforce or log_variance"
         )
     elif (cell.model == "marginalization") != (cell.objective == "marginal"):
         problem = "the objective marginal trains marginalization models, and nothing else does"
@@ -256,9 +256,10 @@ def _stages(cell: Cell, system, h: dict, seed: int):
             positions=h["positions"],
         )
         return [Stage(source, objectives.MarginalConsistency(h["weight"], bool(h["standardise"])))]
-    generated["passes"] = h["passes"] or None
     if cell.objective == "replay":
+        generated |= {key: h[key] for key in ("every", "keep", "min_ness")}
         return [Stage(sources.ReplaySource(*where, **generated))]
+    generated["passes"] = h["passes"] or None
     if cell.objective == "log_variance":
         return [Stage(sources.GeneratedSource(*where, **generated), objectives.LogVariance())]
     return [
