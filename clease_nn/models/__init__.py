@@ -2,17 +2,19 @@
 
 from clease_nn.models.abstract import AbstractOccupationModel, Fields
 from clease_nn.models.any_order import AnyOrderARM
+from clease_nn.models.fixed_order import FixedOrderARM
 from clease_nn.models.marginalization import MarginalizationModel
 
 __all__ = [
     "AbstractOccupationModel",
     "AnyOrderARM",
     "Fields",
+    "FixedOrderARM",
     "MarginalizationModel",
     "model_from_config",
 ]
 
-_CLASSES = {c.__name__: c for c in (AnyOrderARM, MarginalizationModel)}
+_CLASSES = {c.__name__: c for c in (AnyOrderARM, FixedOrderARM, MarginalizationModel)}
 
 
 def model_from_config(config: dict) -> AbstractOccupationModel:

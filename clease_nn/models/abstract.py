@@ -117,6 +117,7 @@ class AbstractOccupationModel(nn.Module, ABC):
         device = partial.occupations.device
         if steps is None:
             steps = self.draw_steps(partial, rng)
+        evaluate = self._evaluator(partial, steps, fields)
         occupations = partial.occupations.clone()
         log_prob = torch.zeros(len(partial), dtype=torch.float64, device=device)
         n_passes = int(steps.max()) + 1 if steps.numel() else 0
@@ -129,10 +130,7 @@ class AbstractOccupationModel(nn.Module, ABC):
             c = replace(partial, occupations=occupations)
             c = c if everyone else c[rows]
             row, site = (now if everyone else now[rows]).nonzero(as_tuple=True)
-            if len(row) == len(c):  # one site a row
-                log_q = self.log_conditionals_at(c, self._fields(c, fields), site)
-            else:
-                log_q = self.log_conditionals(c, self._fields(c, fields))[row, site]
+            log_q = evaluate(c, row, site)
             u = torch.rand(len(row), generator=rng, dtype=torch.float64).to(device)
             cumulative = log_q.exp().cumsum(-1)
             drawn = (u[:, None] * cumulative[:, -1:] >= cumulative).sum(-1)
@@ -215,6 +213,21 @@ class AbstractOccupationModel(nn.Module, ABC):
         for part in self.modules():
             if isinstance(part, AbstractNetwork):
                 part.check_lattice(lattice)
+
+    def _evaluator(self, partial: Configurations, steps: Tensor, fields: Fields | None) -> Callable:
+        """What :meth:`complete` asks for the conditionals of one pass after another.
+
+        Called as ``f(c, row, site)`` with the rows of ``partial`` that draw something, as they
+        are by then, and the sites to draw, one or more a row: ln q, (len(row), species), float64.
+        A model that can reuse what earlier passes computed returns a function with a memory.
+        """
+
+        def evaluate(c: Configurations, row: Tensor, site: Tensor) -> Tensor:
+            if len(row) == len(c):  # one site a row
+                return self.log_conditionals_at(c, self._fields(c, fields), site)
+            return self.log_conditionals(c, self._fields(c, fields))[row, site]
+
+        return evaluate
 
     def _fields(self, c: Configurations, fields: Fields | None) -> Tensor | None:
         if not self.needs_fields:

@@ -2,20 +2,23 @@
 
 from clease_nn.networks.abstract import AbstractNetwork
 from clease_nn.networks.convolution import LatticeConvolution
+from clease_nn.networks.masked_mlp import IncrementalLogits, MaskedMLP
 from clease_nn.networks.mlp import MLP
 from clease_nn.networks.painn import PaiNN
 from clease_nn.networks.transformer import LatticeTransformer
 
 __all__ = [
-    "MLP",
     "AbstractNetwork",
+    "IncrementalLogits",
     "LatticeConvolution",
     "LatticeTransformer",
+    "MLP",
+    "MaskedMLP",
     "PaiNN",
     "network_from_config",
 ]
 
-_CLASSES = {c.__name__: c for c in (LatticeConvolution, LatticeTransformer, MLP, PaiNN)}
+_CLASSES = {c.__name__: c for c in (LatticeConvolution, LatticeTransformer, MLP, MaskedMLP, PaiNN)}
 
 
 def network_from_config(config: dict) -> AbstractNetwork:
