@@ -138,10 +138,10 @@ class LatticeTransformer(AbstractNetwork):
         self.register_buffer("sublattice", onehot, persistent=False)
         turns = np.einsum("sa,hpa->shp", np.array(coordinates), np.array(vectors, dtype=float))
         phase = torch.as_tensor(2 * np.pi * (turns - np.round(turns)))
-        # tables (sites, heads, 2, pairs): a pair is (first half, second half) of a head
-        cos, sin = phase.cos()[:, :, None], phase.sin()[:, :, None]
-        self.register_buffer("cos", torch.cat([cos, cos], 2).float(), persistent=False)
-        self.register_buffer("sin", torch.cat([-sin, sin], 2).float(), persistent=False)
+        # tables (sites, heads, head size): a pair is one of the first and one of the second half
+        cos, sin = phase.cos().float(), phase.sin().float()
+        self.register_buffer("cos", torch.cat([cos, cos], 2), persistent=False)
+        self.register_buffer("sin", torch.cat([-sin, sin], 2), persistent=False)
         self.inlet = nn.Linear(k + 1 + several + (2 * k if self.needs_fields else 0), width)
         self.embed = nn.Sequential(
             nn.Linear(n_condition_waves(k) + n_global_features(k), width),
@@ -251,11 +251,9 @@ class _Block(nn.Module):
     def forward(self, h: Tensor, g1: Tensor, g2: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Hidden state (batch, sites, width) after the block; ``g1``, ``g2`` for :func:`_norm`."""
         batch, sites, width = h.shape
-        qkv = self.qkv(_norm(h, g1)).view(batch, sites, 3, self.heads, 2, -1)
-        qk = _rotate(qkv[:, :, :2], cos[:, None], sin[:, None]).flatten(-2)
-        q, k = qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2)
-        v = qkv[:, :, 2].flatten(-2).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        qkv = self.qkv(_norm(h, g1)).view(batch, sites, 3, self.heads, -1)
+        qk = _rotate(qkv[:, :, :2], cos[:, None], sin[:, None])
+        mixed = _attention(*(x.transpose(1, 2) for x in (*qk.unbind(2), qkv[:, :, 2])))
         h = h + self.out(mixed.transpose(1, 2).reshape(batch, sites, width))
         return self._feed_forward(h, g2)
 
@@ -269,9 +267,9 @@ class _Block(nn.Module):
         rows = torch.arange(batch, device=h.device)
         weight, bias = self.qkv.weight, self.qkv.bias
         q = functional.linear(u[rows, site], weight[:width], bias[:width])
-        q = _rotate(q.view(batch, self.heads, 2, -1), cos[site], sin[site]).flatten(-2)
+        q = _rotate(q.view(batch, self.heads, -1), cos[site], sin[site])
         k = functional.linear(u, weight[width : 2 * width], bias[width : 2 * width])
-        k = _rotate(k.view(batch, sites, self.heads, 2, -1), cos, sin).flatten(-2)
+        k = _rotate(k.view(batch, sites, self.heads, -1), cos, sin)
         scores = torch.einsum("bhd,bshd->bhs", q, k).float() / math.sqrt(q.shape[-1])
         mean = torch.bmm(scores.softmax(-1), u).transpose(0, 1)  # (heads, batch, width)
         values = weight[2 * width :].view(self.heads, -1, width).transpose(1, 2)
@@ -288,5 +286,18 @@ def _norm(h: Tensor, g: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs ``x[..., 0, p], x[..., 1, p]``; ``sin`` carries the signs."""
-    return torch.addcmul(x * cos.to(x.dtype), x.flip(-2), sin.to(x.dtype))
+    """Rotate the pairs ``x[..., p], x[..., half + p]``; ``sin`` carries the signs."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention (batch, heads, sites, head size), in float32 on a CPU.
+
+    The gradient of torch's bfloat16 kernel takes 4 to 7 times as long there, its values as long.
+    """
+    if q.device.type != "cpu":
+        return functional.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        out = functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return out.to(v.dtype)
