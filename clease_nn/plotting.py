@@ -17,7 +17,17 @@ from matplotlib.lines import Line2D
 
 from clease_nn.statistics import Estimate
 
-__all__ = ["condition_map", "figure", "heat_capacity", "isotherms", "training_curve"]
+__all__ = [
+    "condition_map",
+    "correlation",
+    "figure",
+    "ground_states",
+    "heat_capacity",
+    "histogram",
+    "isotherms",
+    "symmetry",
+    "training_curve",
+]
 
 _MARKERS = "osD^vP<>"
 _BLUE, _VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito
@@ -242,6 +252,194 @@ def training_curve(ax: Axes, history: Sequence[Mapping]) -> Axes:
         right.set_ylabel("NESS", color=_VERMILION)
         right.set_ylim(0, 1.02)
         right.spines["top"].set_visible(False)
+    ax.spines["top"].set_visible(False)
+    return ax
+
+
+def correlation(
+    ax: Axes,
+    distances,
+    values: Estimate,
+    *,
+    labels: Sequence[str] = ("",),
+    ylabel: str = "connected correlation",
+    exact=None,
+) -> Axes:
+    """Connected correlation against distance, with error bars.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    distances : array_like, shape (m,)
+        angstrom.
+    values : Estimate, shape (n, m)
+        Dimensionless; a curve a row.
+    labels : sequence of str, length n
+        Name of each curve; empty for none.
+    ylabel : str
+        Quantity, such as ``"spin correlation"``.
+    exact : array_like, shape (n, m), optional
+        Reference values, drawn as black crosses.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    d = np.asarray(distances, dtype=float)
+    v = _shaped(values, (len(labels), len(d)), "values")
+    ax.axhline(0.0, color="0.7", lw=0.8, zorder=0)
+    for k, (name, colour, marker) in enumerate(_styles(labels)):
+        style = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2, "capsize": 2}
+        ax.errorbar(d, v.value[k], v.error[k], label=name or None, **style)
+        if exact is not None:
+            reference = np.asarray(exact, dtype=float)[k]
+            style = {"color": "black", "ls": "", "marker": "x", "ms": 6, "zorder": 3}
+            ax.plot(d, reference, label="_" if k else "exact", **style)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small")
+    ax.set(xlabel="distance (\u00c5)", ylabel=ylabel)
+    return _clean(ax)
+
+
+def histogram(
+    ax: Axes,
+    edges,
+    probability: Estimate,
+    *,
+    xlabel: str,
+    labels: Sequence[str] = ("",),
+    exact=None,
+) -> Axes:
+    """Histograms with an error bar on every bin.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    edges : array_like, shape (bins + 1,)
+    probability : Estimate, shape (n, bins)
+        Share of each bin; a histogram a row.
+    xlabel : str
+        Quantity and unit.
+    labels : sequence of str, length n
+        Name of each histogram; empty for none.
+    exact : array_like, shape (n, bins), optional
+        Reference values, drawn as black dots.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    e = np.asarray(edges, dtype=float)
+    p = _shaped(probability, (len(labels), len(e) - 1), "probability")
+    centres = (e[1:] + e[:-1]) / 2
+    for k, (name, colour, _) in enumerate(_styles(labels)):
+        ax.stairs(p.value[k], e, color=colour, lw=1.4, label=name or None)
+        ax.stairs(p.value[k], e, color=colour, fill=True, alpha=0.12, lw=0)
+        seen = p.value[k] > 0
+        bars = {"color": colour, "ls": "", "capsize": 1.5, "lw": 1.0}
+        ax.errorbar(centres[seen], p.value[k][seen], p.error[k][seen], **bars)
+        if exact is not None:
+            reference = np.asarray(exact, dtype=float)[k]
+            dots = {"color": "black", "ls": "", "marker": ".", "ms": 4, "zorder": 3}
+            shown = reference > 0
+            label = "_" if k else "exact"
+            ax.plot(centres[shown], reference[shown], label=label, **dots)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small")
+    ax.set(xlabel=xlabel, ylabel="probability of a bin")
+    ax.set_ylim(bottom=0)
+    return _clean(ax)
+
+
+def symmetry(ax: Axes, log_prob, images, *, text: str = "") -> Axes:
+    """ln q of images under symmetry against ln q of the configurations.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    log_prob : array_like, shape (rows,)
+        nats, of the configurations.
+    images : array_like, shape (rows, n)
+        nats, of their images.
+    text : str
+        Written in a corner, such as R^2.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    x, y = _values(log_prob), _values(images)
+    if x.ndim != 1 or y.ndim != 2 or len(x) != len(y):
+        raise ValueError(f"images must have shape ({len(x)}, n), got {y.shape}")
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    margin = 0.04 * (high - low) or 0.5
+    ends = [low - margin, high + margin]
+    ax.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
+    x = np.repeat(x, y.shape[1])
+    ax.plot(x, y.ravel(), color=_BLUE, ls="", marker="o", ms=3, alpha=0.35, mew=0)
+    if text:
+        ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize="small")
+    ax.set(
+        xlim=ends,
+        ylim=ends,
+        aspect="equal",
+        xlabel=r"$\ln q$ of a configuration",
+        ylabel=r"$\ln q$ of its images",
+    )
+    return _clean(ax)
+
+
+def ground_states(
+    ax: Axes,
+    mus,
+    shares,
+    random_shares,
+    composition,
+    *,
+    species: str,
+    mu_label: str = "chemical potential (eV)",
+) -> Axes:
+    """Share of samples that hit the ground state, and its composition, against mu.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        A second vertical axis is added for the composition.
+    mus : array_like, shape (m,)
+        eV, ascending.
+    shares, random_shares : array_like, shape (m,)
+        Of the draws, and of a random search; the latter is nearly always zero.
+    composition : array_like, shape (m,)
+        Share of the active sites that carry ``species`` in the ground state.
+    species : str
+    mu_label : str
+        Label of the horizontal axis, with unit.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+    m, s, r, x = (np.asarray(v, dtype=float) for v in (mus, shares, random_shares, composition))
+    if not m.shape == s.shape == r.shape == x.shape:
+        raise ValueError(
+            f"all must have one length, got {m.shape}, {s.shape}, {r.shape} and {x.shape}"
+        )
+    right = ax.twinx()
+    right.step(m, x, where="mid", color="0.65", lw=1.5)
+    right.set_ylabel(f"site fraction of {species} in the ground state", color="0.4")
+    right.set_ylim(-0.03, 1.06)
+    right.spines["top"].set_visible(False)
+    right.tick_params(colors="0.4")
+    ax.set_zorder(right.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    ax.plot(m, s, color=_BLUE, marker="o", ms=4, lw=1.2, label="model")
+    ax.plot(m, r, color=_VERMILION, marker="s", ms=4, lw=1.2, ls="--", label="random search")
+    ax.legend(frameon=False, fontsize="small", loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1))
+    ax.set(xlabel=mu_label, ylabel="share of samples in the ground state", ylim=(-0.03, 1.06))
     ax.spines["top"].set_visible(False)
     return ax
 

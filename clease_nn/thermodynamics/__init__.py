@@ -9,13 +9,26 @@ from clease_nn.thermodynamics.averages import (
     log_z,
     mean,
 )
+from clease_nn.thermodynamics.correlations import Correlations, correlations
+from clease_nn.thermodynamics.histograms import (
+    Histogram,
+    composition_histogram,
+    energy_histogram,
+    histogram,
+)
 
 __all__ = [
     "Averages",
     "ConditionAverages",
+    "Correlations",
+    "Histogram",
     "averages",
+    "composition_histogram",
     "conditions",
+    "correlations",
+    "energy_histogram",
     "free_energy",
+    "histogram",
     "log_z",
     "mean",
 ]
