@@ -116,8 +116,8 @@ class MLP(AbstractNetwork):
         fields = check_fields(self.needs_fields, fields)
         u = self._trunk(c, fields)
         n, k = self.n_sites, self.n_species
-        weight = self.head.weight.view(n, k, -1)[site].to(u.dtype)
-        logits = torch.bmm(weight, u[:, :, None])[:, :, 0].float()
+        # one row of u for each row: sums beat a batched product of matrices this small
+        logits = self.head.weight.view(n, k, -1)[site].mul_(u[:, None]).sum(-1)
         return with_prior(logits + self.head.bias.view(n, k)[site], c, fields, site)
 
     def _trunk(self, c: Configurations, fields: Tensor | None) -> Tensor:
@@ -131,9 +131,10 @@ class MLP(AbstractNetwork):
             columns += [torch.tanh(f / 2), torch.asinh(f / 2) / 3]
         h = self.inlet(torch.cat([column.to(torch.float32) for column in columns], 1)).float()
         shift = self.conditions(global_features(c, self.box)).float().chunk(self.layers, 1)
+        free = not torch.is_grad_enabled()  # then nobody needs the input of an activation
         for layer, s in zip(self.hidden, shift, strict=False):
-            h = h + layer(nn.functional.silu(h + s))
-        return nn.functional.silu(h + shift[-1])
+            h += layer(nn.functional.silu(h + s, inplace=free))
+        return nn.functional.silu(h + shift[-1], inplace=free)
 
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
