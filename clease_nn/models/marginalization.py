@@ -63,7 +63,7 @@ class MarginalizationModel(AbstractOccupationModel):
     >>> model = MarginalizationModel(conditional, marginal)
     >>> occupations = [[-1, -1, -1, -1], [0, 1, -1, -1], [0, 1, 1, 1]]
     >>> model.log_marginal(Configurations(lattice, box.grid(3, 1), occupations)).detach()
-    tensor([0.0000, -1.3863, -2.7726], dtype=torch.float64)
+    tensor([ 0.0000, -1.3863, -2.7726], dtype=torch.float64)
     """
 
     def __init__(self, conditional: AbstractNetwork, marginal: AbstractNetwork):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from clease_nn.models import MarginalizationModel
 from clease_nn.objectives.batches import CompleteBatch
+from clease_nn.objectives.groups import group_means, group_sizes
 
 __all__ = ["MarginalConsistency"]
 
@@ -77,7 +77,7 @@ class MarginalConsistency:
         TypeError
             If the model has no marginals.
         ValueError
-            If the batch lacks ``log_target``, ``step`` or ``passes``.
+            If the batch lacks ``log_target``, ``step`` or ``passes``, or a condition has one row.
         """
         if not isinstance(model, MarginalizationModel):
             raise TypeError(
@@ -89,14 +89,15 @@ class MarginalConsistency:
                 "MarginalConsistency needs log_target, step and passes; take the batches from a "
                 "GibbsSource"
             )
+        group_sizes(batch.group, "MarginalConsistency")
         gap = model.inconsistency(full, full.step, batch.passes, batch.fields)
         log_p = model.log_marginal(full, batch.fields)
         weight = 1.0 if batch.weight is None else batch.weight.to(log_p)
         difference = log_p.detach() - full.log_target.to(log_p.device)
-        advantage = _centred(difference, batch.group)
+        advantage = difference - group_means(difference, batch.group)
         spread = advantage.square().mean()
         if self.standardise:
-            variance = _group_mean(advantage.square(), batch.group)
+            variance = group_means(advantage.square(), batch.group)
             advantage = advantage / variance.sqrt().clamp(min=1e-6)
         kl = (weight * advantage * log_p).mean()
         consistency = (weight * gap.square().mean(1)).mean()
@@ -106,15 +107,3 @@ class MarginalConsistency:
             "spread": float(spread.sqrt()),
         }
         return kl + self.weight * consistency, metrics
-
-
-def _group_mean(values: Tensor, group: Tensor) -> Tensor:
-    """Mean over the rows of the same group, on every row."""
-    total = values.new_zeros(int(group.max()) + 1)
-    number = total.index_add(0, group, torch.ones_like(values))
-    return (total.index_add(0, group, values) / number)[group]
-
-
-def _centred(values: Tensor, group: Tensor) -> Tensor:
-    """Difference to the mean over the rows of the same group."""
-    return values - _group_mean(values, group)

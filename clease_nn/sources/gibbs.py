@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,10 @@ from clease_nn.models import AbstractOccupationModel
 from clease_nn.models.abstract import random_order
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.objectives import CompleteBatch
+from clease_nn.schedules import AbstractSchedule, UniformRandom, require_inside
 from clease_nn.sources.abstract import AbstractSource
+from clease_nn.sources.generated import random_passes
+from clease_nn.sources.independent import independent_chains
 
 __all__ = ["GibbsSource"]
 
@@ -33,9 +37,10 @@ class GibbsSource(AbstractSource):
     ----------
     ensemble, lattice, box
         What to learn, where. Chains start from uniformly random configurations.
-    schedule : callable, optional
-        ``schedule(n) -> Conditions`` of n rows, with ``state_dict`` and ``load_state_dict``; asked
-        once for every round of all chains.
+    schedule : AbstractSchedule, optional
+        Asked for ``n_conditions`` conditions once a round of all chains. Default
+        :class:`~clease_nn.schedules.UniformRandom`, which gives the chains new conditions every
+        time; :class:`~clease_nn.schedules.RandomWalk` lets them follow.
     n_chains : int
         Chains in all. A batch takes the next ``size`` of them, all if there are no more, whole
         conditions at a time.
@@ -44,7 +49,7 @@ class GibbsSource(AbstractSource):
     gibbs_sites : int
         Sites of a chain that are redrawn before it is in a batch.
     positions : int
-        Random positions of a random order that every row is looked at.
+        Random positions of a random order that every row is looked at, evenly spread over it.
     seed : int or numpy.random.SeedSequence
 
     Raises
@@ -52,6 +57,22 @@ class GibbsSource(AbstractSource):
     ValueError
         If ``gibbs_sites`` is not between 1 and the number of sites, ``n_chains`` is no multiple of
         ``n_conditions`` or less than twice it, or ``positions`` is less than 1.
+
+    Examples
+    --------
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> from clease_nn.models import MarginalizationModel
+    >>> from clease_nn.networks import LatticeConvolution
+    >>> lattice = Lattice.square(3)
+    >>> box = ConditionRange((20000, 60000), [-0.5], [0.5], [[-1.0, 1.0]])
+    >>> networks = [LatticeConvolution(lattice, box, needs_fields=False) for _ in range(2)]
+    >>> source = GibbsSource(
+    ...     SemiGrandCanonical(ising_energy(lattice)), lattice, box, n_chains=32, n_conditions=8,
+    ...     gibbs_sites=4, positions=2,
+    ... )
+    >>> batch = source.batch(16, MarginalizationModel(*networks))
+    >>> batch.group.bincount().tolist(), tuple(batch.passes.shape), source.energy_evaluations
+    ([4, 4, 4, 4], (16, 2), 16)
     """
 
     def __init__(
@@ -60,7 +81,7 @@ class GibbsSource(AbstractSource):
         lattice: Lattice,
         box: ConditionRange,
         *,
-        schedule=None,
+        schedule: AbstractSchedule | None = None,
         n_chains: int = 256,
         n_conditions: int = 16,
         gibbs_sites: int = 10,
@@ -82,15 +103,16 @@ class GibbsSource(AbstractSource):
         sequence = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
-        start, own, scheduled = sequence.spawn(3)
+        start, own, orders, scheduled, self._chain_seed = sequence.spawn(5)
         self.ensemble, self.lattice, self.box = ensemble, lattice, box
         self.n_conditions, self.gibbs_sites = int(n_conditions), int(gibbs_sites)
         self.positions = int(positions)
-        self.schedule = _Uniform(box, scheduled) if schedule is None else schedule
+        self.schedule = UniformRandom(box, scheduled) if schedule is None else schedule
         self.occupations = torch.from_numpy(
             random_occupations(lattice, n_chains, np.random.default_rng(start))
         )
         self.rng = torch.Generator().manual_seed(int(own.generate_state(1)[0]))
+        self.orders = np.random.default_rng(orders)
         self._conditions: Conditions | None = None
         self._next = 0  # condition
         self._evaluations = 0
@@ -108,6 +130,7 @@ class GibbsSource(AbstractSource):
         each = self.n_chains // self.n_conditions
         if self._next == 0:
             self._conditions = self.schedule(self.n_conditions)
+            require_inside(self.box, self._conditions, "condition of the schedule")
         first = self._next
         last = min(first + max(round(size / each), 1), self.n_conditions)
         self._next = last % self.n_conditions
@@ -124,9 +147,7 @@ class GibbsSource(AbstractSource):
         self.occupations[rows] = full.occupations
         self._evaluations += len(full)
         steps = random_order(torch.zeros_like(known), self.rng)
-        passes = torch.randint(
-            self.lattice.n_sites, (len(full), self.positions), generator=self.rng
-        )
+        passes = random_passes(steps, self.positions, self.orders)
         return CompleteBatch(
             replace(full, step=steps, log_prob=None),
             torch.arange(last - first).repeat_interleave(each),
@@ -134,9 +155,14 @@ class GibbsSource(AbstractSource):
             passes,
         )
 
-    def chain_configurations(self, n_conditions: int, n_each: int) -> None:
-        """None: nothing here is independent of the model."""
-        return
+    def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
+        """A small parallel tempering run of its own; None where chains would be too expensive.
+
+        Its energies are not counted: no training step sees them.
+        """
+        return independent_chains(
+            self.ensemble, self.lattice, self.box, n_conditions, n_each, self._chain_seed
+        )
 
     @property
     def energy_evaluations(self) -> int:
@@ -151,6 +177,7 @@ class GibbsSource(AbstractSource):
             "conditions": None if c is None else (c.temperature, c.mu),
             "next": self._next,
             "rng": self.rng.get_state(),
+            "orders": copy.deepcopy(self.orders.bit_generator.state),
             "schedule": self.schedule.state_dict(),
             "evaluations": self._evaluations,
         }
@@ -162,21 +189,6 @@ class GibbsSource(AbstractSource):
         self._conditions = None if c is None else Conditions(*c)
         self._next = int(state["next"])
         self.rng.set_state(state["rng"])
+        self.orders.bit_generator.state = state["orders"]
         self.schedule.load_state_dict(state["schedule"])
         self._evaluations = int(state["evaluations"])
-
-
-class _Uniform:
-    """Conditions drawn evenly from the box, all new every time."""
-
-    def __init__(self, box: ConditionRange, seed: np.random.SeedSequence):
-        self.box, self.rng = box, np.random.default_rng(seed)
-
-    def __call__(self, n: int) -> Conditions:
-        return self.box.at(self.rng.random((n, 1 + self.box.n_axes)))
-
-    def state_dict(self) -> dict:
-        return self.rng.bit_generator.state
-
-    def load_state_dict(self, state: dict) -> None:
-        self.rng.bit_generator.state = state
