@@ -355,6 +355,7 @@ def fit(
         "precision": precision,
         "energy_evaluations": sum(source.energy_evaluations for source in trainer.sources),
         "stages": _stages(trainer),
+        "independent_chains": report is not None and not unchecked,
         "validation": None if report is None else report.summary(),
         "history": trainer.history,
         "versions": {"clease_nn": clease_nn.__version__, "torch": torch.__version__},
