@@ -313,13 +313,18 @@ def plot(records: list[dict], out: Path) -> None:
             ylabel="KL gap to the exact ln Z (nats)",
         )  # fmt: skip
         ax.set_xlim(right=ax.get_xlim()[1] * 12)  # room for the labels
-        height = math.log10(ax.get_ylim()[1] / ax.get_ylim()[0])
-        place = -math.inf
-        for gap, t, label, colour in sorted(ends):  # labels at least a line apart
-            place = max(math.log10(gap), place + 0.045 * height)
-            ax.annotate(
-                label, (t, gap), (t * 1.25, 10**place), fontsize=7, color=colour, va="center",
-            )  # fmt: skip
+        ends.sort()
+        bottom, top = (math.log10(y) for y in ax.get_ylim())
+        gap = 0.045 * (top - bottom)  # labels at least a line apart, and none above the frame
+        places = [math.log10(end[0]) for end in ends]
+        for k in range(1, len(places)):
+            places[k] = max(places[k], places[k - 1] + gap)
+        places[-1] = min(places[-1], top - gap)
+        for k in reversed(range(len(places) - 1)):
+            places[k] = min(places[k], places[k + 1] - gap)
+        for (y, t, label, colour), place in zip(ends, places, strict=True):
+            at = (t * 1.25, 10**place)
+            ax.annotate(label, (t, y), at, fontsize=7, color=colour, va="center")
         ax.grid(alpha=0.3, which="major")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
