@@ -23,7 +23,7 @@ class FixedOrderARM(AbstractOccupationModel):
     configurations are refused, :class:`AnyOrderARM` completes them.
 
     Any network serves. With a :class:`~clease_nn.networks.MaskedMLP` without fields ``log_prob``
-    is one pass (``passes`` is ignored) and drawing a configuration costs about as much.
+    is one pass (``passes`` is ignored) and drawing computes every unit of the network once.
 
     Parameters
     ----------

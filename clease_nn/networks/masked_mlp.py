@@ -198,7 +198,7 @@ class MaskedMLP(AbstractNetwork):
 
 
 class IncrementalLogits:
-    """Logits of a :class:`MaskedMLP` site after site: a whole configuration for about one pass.
+    """Logits of a :class:`MaskedMLP` site after site: the arithmetic of one pass in all.
 
     Units see only sites before them, so each is computed once, as soon as those are known.
     Without gradients. Made by :meth:`MaskedMLP.incremental`.
