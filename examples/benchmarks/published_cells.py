@@ -70,8 +70,8 @@ _FIXED = {"width": 512, "layers": 3, "n_conditions": 16, "batch_size": 512, "lea
 _ANY = {**_FIXED, "width": 256, "batch_size": 256, "passes": 8}
 _MARGINAL = {"width": 256, "layers": 3, "batch_size": 256, "learning_rate": 2e-3}
 _ATTENTION = {
-    "width": 64, "blocks": 3, "heads": 4, "batch_size": 128, "n_conditions": 8,
-    "learning_rate": 1e-3,
+    "width": 64, "blocks": 2, "heads": 4, "batch_size": 128, "n_conditions": 8,
+    "learning_rate": 2e-3,
 }  # fmt: skip
 PUBLISHED = [
     Cell("ising5", "any_order", "convolution", "cross_entropy", 75),
