@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ _SHELLS = 3  # of neighbours within the default cutoff
 _MARGIN = 1.25  # default cutoff over the distance of the last shell: the cosine ends at zero
 _TOLERANCE = 1e-3  # angstrom; distances closer than this share a filter
 _TEMPORARY = 2**23  # floats in the largest temporary: 32 MB
+_ORIGINS = 8  # inequivalent sites up to which one site's logits are computed alone
 _BLOCK = 128  # sites whose sums over neighbours are one dense product
 _EPSILON = 1e-6  # under the root of a squared length, whose slope at zero must be finite
 
@@ -176,15 +179,40 @@ class PaiNN(AbstractNetwork):
         """
         fields = check_fields(self.needs_fields, fields)
         geometry = self._sites(c.lattice)
-        rows = max(_TEMPORARY // (3 * self.features * c.lattice.n_sites), 1)
         parts = []
-        for start in range(0, max(len(c), 1), rows):
-            piece = slice(start, start + rows)
+        for piece in self._pieces(len(c), c.lattice.n_sites):
             own = None if fields is None else fields[piece]
-            s, _, g = self._trunk(c[piece], own, geometry)
-            logits = _dense(self.head, _film(s, g[-1])).float()
-            parts.append(logits.permute(2, 1, 0)[:, geometry.inverse])
+            s, _, g = self._trunk(c[piece], own, geometry, geometry.order, geometry.steps)
+            parts.append(self._logits(s, g)[:, geometry.inverse])
         return with_prior(torch.cat(parts), c, fields)
+
+    @torch.no_grad()
+    def at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
+        """Logits of one site of each row, (batch, species): only the sites that it hears.
+
+        Rows are translated so that their sites coincide; where translations join only few sites
+        (clusters, several sublattices in a cell of few repeats) all logits are computed.
+        """
+        fields = check_fields(self.needs_fields, fields)
+        geometry = self._sites(c.lattice)
+        if len(geometry.origins) > _ORIGINS:
+            return self(c, fields)[torch.arange(len(c), device=site.device), site]
+        out = torch.empty(len(c), len(self.species), device=site.device)
+        origin = geometry.origin[site]
+        for n, sites in enumerate(geometry.origins):
+            order, steps = geometry.cone(sites, self.layers)
+            every = (origin == n).nonzero()[:, 0]
+            for piece in self._pieces(len(every), len(order)):
+                rows = every[piece]
+                moved = geometry.shift[site[rows]]
+                occ = c.occupations[rows].gather(1, moved)
+                own = None
+                if fields is not None:
+                    own = fields[rows].gather(1, moved[:, :, None].expand(-1, -1, fields.shape[2]))
+                part = Configurations(c.lattice, c.conditions[rows], occ)
+                s, _, g = self._trunk(part, own, geometry, order, steps)
+                out[rows] = self._logits(s, g)[:, 0]
+        return with_prior(out, c, fields, site)
 
     def hidden(self, c: Configurations, fields: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scalar and vector features before the head.
@@ -196,35 +224,46 @@ class PaiNN(AbstractNetwork):
         """
         fields = check_fields(self.needs_fields, fields)
         geometry = self._sites(c.lattice)
-        s, v, _ = self._trunk(c, fields, geometry)
+        s, v, _ = self._trunk(c, fields, geometry, geometry.order, geometry.steps)
         return s.permute(2, 1, 0)[:, geometry.inverse], v.permute(3, 1, 2, 0)[:, geometry.inverse]
 
-    def _trunk(self, c, fields, geometry):
+    def _pieces(self, batch: int, sites: int) -> list[slice]:
+        """Slices of the batch whose vectors are no larger than ``_TEMPORARY``."""
+        rows = max(_TEMPORARY // (3 * self.features * sites), 1)
+        return [slice(k, k + rows) for k in range(0, max(batch, 1), rows)]
+
+    def _trunk(self, c, fields, geometry, order, steps):
         """Scalars (features, sites, batch), vectors (features, sites, 3, batch), FiLM.
 
-        Sites in the order of the geometry. Features come first and rows last: every dense layer
-        is one matrix product and every sum over neighbours one product for each feature.
+        Starts from the sites in ``order``; each layer keeps those of its step. Features come
+        first and rows last: every dense layer is one matrix product and every sum over neighbours
+        one product for each feature.
         """
         g = self.film(global_features(c, self.box)).float()
         g = g.T.reshape(2 * self.layers + 1, 2, self.features, 1, len(c))
-        s = _dense(self.inlet, self._inputs(c, fields, geometry)).float()
+        s = _dense(self.inlet, self._inputs(c, fields, geometry, order)).float()
         v = None
         for n, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
-            s, v = message(s, v, g[2 * n], geometry)
+            step = steps[min(n, len(steps) - 1)]
+            s, v = message(s, v, g[2 * n], geometry, step)
             s, v = update(s, v, g[2 * n + 1])
         return s, v, g
 
-    def _inputs(self, c, fields, geometry) -> Tensor:
+    def _inputs(self, c, fields, geometry, order) -> Tensor:
         """What each site carries, (inputs, sites, batch), float32."""
-        occ = c.occupations.T[geometry.order]
+        occ = c.occupations.T[order]
         types = torch.arange(UNKNOWN, len(self.species), device=occ.device)
         columns = [(occ == types[:, None, None]).to(torch.float32)]
         if geometry.sublattice is not None:
-            columns.append(geometry.sublattice[:, :, None].expand(-1, -1, len(c)))
+            columns.append(geometry.sublattice[:, order, None].expand(-1, -1, len(c)))
         if fields is not None:
-            own = fields.permute(2, 1, 0)[:, geometry.order]
+            own = fields.permute(2, 1, 0)[:, order]
             columns += [torch.tanh(own / 2), torch.asinh(own / 2) / 3]
         return torch.cat(columns)
+
+    def _logits(self, s, g) -> Tensor:
+        """(batch, sites, species) float32."""
+        return _dense(self.head, _film(s, g[-1])).float().permute(2, 1, 0)
 
     def check_lattice(self, lattice: Lattice) -> None:
         """Raise ValueError if a lattice has other species, sublattices, or no neighbours."""
@@ -268,14 +307,14 @@ class _Message(nn.Module):
         nn.init.normal_(self.filters.weight, std=n_radial**-0.5)  # sums of unit variance
         nn.init.zeros_(self.filters.bias)
 
-    def forward(self, s, v, g, geometry):
+    def forward(self, s, v, g, geometry, step):
         f = len(s)
         x = _dense(self.out, nn.functional.silu(_dense(self.hidden, _film(s, g))))
         # one filter for every distinct distance, times the cosine cutoff, (parts * f, distances)
         w = (self.filters(geometry.radial) * geometry.envelope[:, None]).T
         moved = None if v is None else v * x[2 * f :, :, None]
         ds, dv = [], []
-        for block in geometry.blocks:
+        for block in step.blocks:
             heard = block.sum(w[:f], x[:f])
             pushed = block.push(w[f : 2 * f], x[f : 2 * f])
             if moved is not None:
@@ -283,6 +322,8 @@ class _Message(nn.Module):
             ds.append(heard)
             dv.append(pushed)
         ds, dv = (p[0] if len(p) == 1 else torch.cat(p, 1) for p in (ds, dv))
+        if step.kept is not None:
+            s, v = s[:, step.kept], None if v is None else v[:, step.kept]
         return s + ds, dv.float() if v is None else v + dv
 
 
@@ -314,19 +355,18 @@ class _Block:
 
     Parameters
     ----------
-    rows : slice
-        Sites that hear, in the order of the geometry.
+    n_rows : int
+        Sites that hear.
     columns : Tensor, shape (m,), or None
-        Sites that they hear; None: all.
-    counts : Tensor, shape (distances, rows * m)
+        Which of the sites at hand they hear; None: all.
+    counts : Tensor, shape (distances, n_rows * m)
         How many images of a site lie at each distance.
-    units : Tensor, shape (distances, rows * 3 * m)
+    units : Tensor, shape (distances, n_rows * 3 * m)
         Sum of the unit vectors to them.
     """
 
-    def __init__(self, rows, columns, counts, units):
-        self.rows, self.columns, self.counts, self.units = rows, columns, counts, units
-        self.n_rows = rows.stop - rows.start
+    def __init__(self, n_rows, columns, counts, units):
+        self.n_rows, self.columns, self.counts, self.units = n_rows, columns, counts, units
 
     def sum(self, w: Tensor, x: Tensor) -> Tensor:
         """``sum_j W(d_ij) x_j`` with w (features, distances) and x (features, sites, ...)."""
@@ -344,6 +384,14 @@ class _Block:
         return x if self.columns is None else x.index_select(1, self.columns)
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Which of the sites at hand a layer keeps (None: all), and the blocks that they make up."""
+
+    kept: Tensor | None
+    blocks: list[_Block]
+
+
 class _Geometry:
     """What a network needs of one supercell on one device.
 
@@ -351,51 +399,90 @@ class _Geometry:
     ----------
     order, inverse : Tensor, shape (sites,)
         Sites in the order of the blocks, and back.
+    steps : list of _Step
+        Sums over neighbours for all sites, the same in each layer.
     radial : Tensor, shape (distances, n_radial)
         Radial functions of the distinct distances, scaled.
     envelope : Tensor, shape (distances,)
         Cosine cutoff.
-    blocks : list of _Block
     sublattice : Tensor, shape (sublattices, sites), or None
-        One-hot sublattice, in order, where there are several.
+        One-hot sublattice where there are several.
+    origins : list of int
+        One site of each set that the translations join.
+    origin : Tensor, shape (sites,)
+        Which of them a site can be moved to.
+    shift : Tensor, shape (sites, sites)
+        ``occupations[shift[i]]`` is the configuration with site i moved to its origin.
     """
 
     def __init__(self, lattice: Lattice, cutoff, n_radial, scale, n_sublattices, device):
-        i, j, d, unit = _edges(lattice, cutoff)
-        values, kind = np.unique(d, return_inverse=True)
-
-        def tensor(x, dtype=torch.float32):
-            return torch.as_tensor(np.ascontiguousarray(x), dtype=dtype, device=device)
-
-        self.radial = tensor(scale * _radial(values, cutoff, n_radial))
-        self.envelope = tensor(_envelope(values, cutoff))
-        groups = _bisect(lattice.positions, np.arange(lattice.n_sites))
-        order = np.concatenate(groups)
-        place = np.argsort(order)
-        self.order, self.inverse = tensor(order, torch.int64), tensor(place, torch.int64)
+        self._i, self._j, d, self._unit = _edges(lattice, cutoff)
+        values, self._kind = np.unique(d, return_inverse=True)
+        self._device, self._n = device, lattice.n_sites
+        self.radial = self._tensor(scale * _radial(values, cutoff, n_radial))
+        self.envelope = self._tensor(_envelope(values, cutoff))
         self.sublattice = None
         if n_sublattices > 1:
             labels = np.unique(lattice.sublattices, return_inverse=True)[1]
-            self.sublattice = tensor(np.eye(n_sublattices)[:, labels[order]])
-        self.blocks = []
-        start = 0
-        for group in groups:
-            rows = slice(start, start + len(group))
-            start = rows.stop
-            mine = (place[i] >= rows.start) & (place[i] < rows.stop)
-            heard = np.unique(place[j[mine]])
-            columns = None
-            if len(groups) == 1 or len(heard) == 0:
-                heard = np.arange(lattice.n_sites)
-            else:
-                columns = tensor(heard, torch.int64)
-            a, b = place[i[mine]] - rows.start, np.searchsorted(heard, place[j[mine]])
-            counts = np.zeros((len(values), len(group), len(heard)))
-            units = np.zeros((len(values), len(group), 3, len(heard)))
-            np.add.at(counts, (kind[mine], a, b), 1.0)
-            np.add.at(units.transpose(0, 1, 3, 2), (kind[mine], a, b), unit[mine])
-            counts, units = (tensor(x.reshape(len(values), -1)) for x in (counts, units))
-            self.blocks.append(_Block(rows, columns, counts, units))
+            self.sublattice = self._tensor(np.eye(n_sublattices)[:, labels])
+        groups = _bisect(lattice.positions, np.arange(self._n))
+        order = np.concatenate(groups)
+        blocks = [self._block(g, self._hears(g) if len(groups) > 1 else order, order)
+                  for g in groups]  # fmt: skip
+        self.steps = [_Step(None, blocks)]
+        self.order, self.inverse = self._index(order), self._index(np.argsort(order))
+        translations = lattice.translations
+        origin, shift = np.full(self._n, -1), np.zeros((self._n, self._n))
+        self.origins = []
+        for site in range(self._n):
+            if origin[site] < 0:
+                images = translations[:, site]
+                origin[images], shift[images] = len(self.origins), translations
+                self.origins.append(site)
+        self.origin, self.shift = self._index(origin), self._index(shift)
+        self._cones: dict[int, tuple] = {}
+
+    def cone(self, site: int, layers: int) -> tuple[Tensor, list[_Step]]:
+        """Sites that one site hears through all layers, and the step of each layer.
+
+        The last step keeps the site alone, each one before also what the next one hears.
+        """
+        if site not in self._cones:
+            sets = [np.array([site])]
+            for _ in range(layers):
+                sets.append(np.union1d(sets[-1], self._hears(sets[-1])))
+            sets.reverse()
+            steps = [
+                _Step(self._index(np.searchsorted(a, b)), [self._block(b, a, a)])
+                for a, b in pairwise(sets)
+            ]
+            self._cones[site] = (self._index(sets[0]), steps)
+        return self._cones[site]
+
+    def _hears(self, sites: np.ndarray) -> np.ndarray:
+        """Sites with an image within the cutoff of one of ``sites``, sorted."""
+        return np.unique(self._j[np.isin(self._i, sites)])
+
+    def _block(self, rows: np.ndarray, heard: np.ndarray, at_hand: np.ndarray) -> _Block:
+        """Sums over the sites ``heard`` (all neighbours of ``rows``) among those ``at_hand``."""
+        a, b, place = (np.full(self._n, -1) for _ in range(3))
+        for where, sites in ((a, rows), (b, heard), (place, at_hand)):
+            where[sites] = np.arange(len(sites))
+        mine = np.isin(self._i, rows)
+        at = (self._kind[mine], a[self._i[mine]], b[self._j[mine]])
+        counts = np.zeros((len(self.radial), len(rows), len(heard)))
+        units = np.zeros((len(self.radial), len(rows), 3, len(heard)))
+        np.add.at(counts, at, 1.0)
+        np.add.at(units.transpose(0, 1, 3, 2), at, self._unit[mine])
+        columns = None if heard is at_hand else self._index(place[heard])
+        counts, units = (self._tensor(x.reshape(len(x), -1)) for x in (counts, units))
+        return _Block(len(rows), columns, counts, units)
+
+    def _tensor(self, x) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float32, device=self._device)
+
+    def _index(self, x) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(x), dtype=torch.int64, device=self._device)
 
 
 def _edges(lattice: Lattice, cutoff: float):
