@@ -295,7 +295,8 @@ def correlation(
         if exact is not None:
             reference = np.asarray(exact, dtype=float)[k]
             style = {"color": "black", "ls": "", "marker": "x", "ms": 6, "zorder": 3}
-            ax.plot(d, reference, label="_" if k else "exact", **style)
+            label = "exact" if k == len(labels) - 1 else None
+            ax.plot(d, reference, label=label, **style)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small")
     ax.set(xlabel="distance (\u00c5)", ylabel=ylabel)
@@ -344,7 +345,7 @@ def histogram(
             reference = np.asarray(exact, dtype=float)[k]
             dots = {"color": "black", "ls": "", "marker": ".", "ms": 4, "zorder": 3}
             shown = reference > 0
-            label = "_" if k else "exact"
+            label = "exact" if k == len(labels) - 1 else None
             ax.plot(centres[shown], reference[shown], label=label, **dots)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small")

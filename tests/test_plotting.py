@@ -75,6 +75,39 @@ def test_training_curve_takes_gaps(ax):
     assert len(ax.lines[0].get_xdata()) == 50
 
 
+def test_correlation_draws_errors_and_reference(ax):
+    """A curve a row against distance, the reference named once."""
+    v = Estimate(np.array([[1.0, -0.3, 0.2], [0.9, -0.1, 0.0]]), np.full((2, 3), 0.05))
+    plotting.correlation(ax, [0, 2.7, 3.8], v, labels=["250 K", "500 K"], exact=v.value)
+    line, _, (bars,) = ax.containers[1].lines
+    np.testing.assert_array_equal(line.get_ydata(), v.value[1])
+    np.testing.assert_allclose(bars.get_segments()[1][:, 1], [-0.15, -0.05])
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert sorted(texts) == ["250 K", "500 K", "exact"]
+    assert "\u00c5" in ax.get_xlabel()
+
+
+def test_histogram_draws_every_bin_and_errors_where_seen(ax):
+    """Stairs are the probabilities; empty bins have no bar."""
+    p = Estimate(np.array([[0.25, 0.0, 0.75]]), np.array([[0.1, 0.0, 0.1]]))
+    plotting.histogram(ax, [0, 1, 2, 4], p, xlabel="energy (eV per site)", exact=p.value)
+    np.testing.assert_array_equal(ax.patches[0].get_data().values, p.value[0])
+    assert len(ax.containers[0].lines[0].get_xdata()) == 2
+    assert ax.get_legend().get_texts()[0].get_text() == "exact"
+
+
+def test_symmetry_and_ground_states_show_what_is_given(ax):
+    """Every image is a point; shares and composition stand on axes of their own."""
+    plotting.symmetry(ax, [-3.0, -1.0], [[-3.1, -2.9], [-1.0, -1.2]], text="R2")
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), [-3.1, -2.9, -1.0, -1.2])
+    assert ax.get_xlim() == ax.get_ylim()
+    other = Figure(layout="constrained").add_subplot()
+    plotting.ground_states(other, MU, 0 * MU + 0.9, 0 * MU, X[0], species="Au")
+    np.testing.assert_array_equal(other.lines[0].get_ydata(), 0 * MU + 0.9)
+    assert "Au" in other.figure.axes[1].get_ylabel()
+    other.figure.draw_without_rendering()
+
+
 def test_wrong_shapes_are_refused(ax):
     """Shapes and their remedy are named before anything is drawn."""
     with pytest.raises(ValueError, match=r"\(3, 9\)"):
@@ -85,3 +118,11 @@ def test_wrong_shapes_are_refused(ax):
         plotting.condition_map(ax, T[::-1], MU, X, "x")
     with pytest.raises(ValueError, match="history is empty"):
         plotting.training_curve(ax, [])
+    with pytest.raises(ValueError, match=r"values must have shape \(1, 2\)"):
+        plotting.correlation(ax, [0, 1], Estimate(X, X))
+    with pytest.raises(ValueError, match=r"probability must have shape \(1, 2\)"):
+        plotting.histogram(ax, [0, 1, 2], Estimate(X, X), xlabel="x")
+    with pytest.raises(ValueError, match=r"images must have shape \(2, n\)"):
+        plotting.symmetry(ax, [0, 1], [0, 1])
+    with pytest.raises(ValueError, match="one length"):
+        plotting.ground_states(ax, MU, MU, MU, MU[:2], species="Au")

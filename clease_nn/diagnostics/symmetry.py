@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
-from clease_nn.lattice import UNKNOWN
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.symmetry import site_permutations
 from clease_nn.warnings import LostModeWarning, TrainingWarning
@@ -27,8 +26,7 @@ class SymmetryCheck:
     Attributes
     ----------
     log_prob : ndarray, shape (rows, 1 + images, orders)
-        ln q in nats; the configuration as given first, then its images. For a model of one order
-        there is one.
+        ln q in nats; the configuration as given first, then its images.
     """
 
     log_prob: np.ndarray
@@ -62,22 +60,16 @@ class SymmetryCheck:
             return 0.0
         return float(np.sqrt(self.log_prob.var(2, ddof=1).mean()))
 
-    @property
-    def asymmetry(self) -> float:
-        """What is left of the rms difference without the scatter of the orders, nats."""
-        noise = 2 * self.order_spread**2 / self.log_prob.shape[2]
-        return float(np.sqrt(max(0.0, self.rms_difference**2 - noise)))
-
     def problems(self) -> list[tuple[type[Warning], str]]:
         """What a user should know, in words, with the class of the warning."""
         out = []
-        if self.asymmetry > _ASYMMETRY:
+        if self.rms_difference > _ASYMMETRY:
             out.append(
                 (
                     LostModeWarning,
-                    f"symmetry-related configurations differ by {self.asymmetry:.1f} nats in ln q "
-                    f"(rms; R^2 {self.r_squared:.2f}): some variants of a structure are drawn far "
-                    "too rarely, and NESS may not see it; train longer, or use a network with the "
+                    f"symmetry-related configurations differ by {self.rms_difference:.1f} nats "
+                    f"in ln q (rms; R^2 {self.r_squared:.2f}): some variants of a structure are "
+                    "drawn far too rarely, and NESS may not see it; train longer, or use a network with the "
                     "symmetry of the lattice",
                 )
             )
@@ -96,9 +88,8 @@ class SymmetryCheck:
         rows, images, orders = self.log_prob.shape
         return (
             f"ln q of symmetry-related configurations: R^2 {self.r_squared:.4f}, rms difference "
-            f"{self.rms_difference:.3f} nats ({self.asymmetry:.3f} without the scatter of orders, "
-            f"{self.order_spread:.3f}); {rows} configurations x {images - 1} images x {orders} "
-            "orders"
+            f"{self.rms_difference:.3f} nats, spread over orders {self.order_spread:.3f} nats; "
+            f"{rows} configurations x {images - 1} images x {orders} orders"
         )
 
 
@@ -115,7 +106,9 @@ def symmetry_check(
     """Score configurations and random images of them under the space group of the supercell.
 
     The energy is the same for all images, so ln q should be: a model that has lost one of several
-    equivalent ordered variants gives it away here.
+    equivalent ordered variants gives it away here. An image is drawn in the image of the order of
+    its configuration, so that a network with the symmetry of the lattice agrees exactly, trained
+    or not; a model that knows one order alone is scored in that one.
 
     Parameters
     ----------
@@ -127,7 +120,7 @@ def symmetry_check(
     n_images : int
         Images of every configuration.
     n_orders : int
-        Orders of drawing for each; a model that knows one order alone is scored in that one.
+        Orders of drawing for each; 1 for a model that knows one alone.
 
     Raises
     ------
@@ -146,8 +139,8 @@ def symmetry_check(
     >>> zero = SemiGrandCanonical(lambda lattice, x: torch.zeros(len(x)))
     >>> c = Configurations(lattice, box.grid(1, 5), torch.eye(9)[:5])
     >>> print(symmetry_check(model, zero, c, torch.Generator()))  # all states are as probable
-    ln q of symmetry-related configurations: R^2 nan, rms difference 0.000 nats \
-(0.000 without the scatter of orders, 0.000); 5 configurations x 4 images x 4 orders
+    ln q of symmetry-related configurations: R^2 nan, rms difference 0.000 nats, \
+spread over orders 0.000 nats; 5 configurations x 4 images x 4 orders
     """
     if min(n_images, n_orders, batch_size) < 1:
         raise ValueError(
@@ -162,13 +155,23 @@ def symmetry_check(
             "the supercell has no symmetry but the identity: there is nothing to compare"
         )
     n_orders = n_orders if model.any_order else 1
-    chosen = torch.randint(1, len(permutations), (len(c), n_images), generator=rng)
+    n, sites = c.occupations.shape
     x = c.occupations.cpu()
-    images = torch.stack([x.gather(1, permutations[k]) for k in chosen.T], 1)
-    variants = torch.cat([x[:, None], images], 1)  # (rows, 1 + images, sites)
-    flat = variants[:, :, None].expand(-1, -1, n_orders, -1).reshape(-1, x.shape[1])
-    each = (1 + n_images) * n_orders
-    full = Configurations(c.lattice, c.conditions.repeat(each), flat)
+    empty = Configurations.unknown(c.lattice, c.conditions.repeat(n_orders))
+    steps = model.draw_steps(empty, rng).cpu().view(n, 1, n_orders, sites)
+    chosen = torch.randint(1, len(permutations), (n, n_images), generator=rng)
+    moved = torch.cat([torch.arange(sites).expand(n, 1, sites), permutations[chosen]], 1)
+    images = torch.stack([x.gather(1, p) for p in moved.unbind(1)], 1)
+    shape = (n, 1 + n_images, n_orders, sites)
+    steps = steps.expand(shape)
+    if model.any_order:
+        steps = steps.gather(3, moved[:, :, None].expand(shape))
+    steps = steps.reshape(-1, sites)
+    full = Configurations(
+        c.lattice,
+        c.conditions.repeat(shape[1] * n_orders),
+        images[:, :, None].expand(shape).reshape(-1, sites),
+    )
     fields = ensemble.fields if model.needs_fields else None
     parts = []
     was_training = model.training
@@ -176,10 +179,8 @@ def symmetry_check(
     try:
         with torch.no_grad():
             for k in range(0, len(full), batch_size):
-                part = full[k : k + batch_size]
-                empty = replace(part, occupations=torch.full_like(part.occupations, UNKNOWN))
-                steps = model.draw_steps(empty, rng)
-                parts.append(model.log_prob(part, steps=steps, fields=fields))
+                now = slice(k, k + batch_size)
+                parts.append(model.log_prob(full[now], steps=steps[now], fields=fields))
     finally:
         model.train(was_training)
-    return SymmetryCheck(torch.cat(parts).view(len(c), 1 + n_images, n_orders).cpu().numpy())
+    return SymmetryCheck(torch.cat(parts).view(shape[:3]).cpu().numpy())
