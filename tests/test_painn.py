@@ -279,18 +279,19 @@ def test_training_lowers_the_kl_gap():
     exact = ensemble.enumerate(lattice).log_z(grid)
 
     def gap(model):
-        drawn = sample(model, ensemble, lattice, grid.repeat(100), torch.Generator().manual_seed(5))
-        return float(kl_gap(drawn.log_weight.view(len(grid), 100), exact).mean())
+        drawn = sample(model, ensemble, lattice, grid.repeat(200), torch.Generator().manual_seed(5))
+        return float(kl_gap(drawn.log_weight.view(len(grid), 200), exact).mean())
 
     torch.manual_seed(0)
     model = AnyOrderARM(PaiNN(lattice, box, features=16, layers=2, n_radial=8))
     before = gap(model)
     source = ParallelTemperingSource(ensemble, lattice, box, shape=(6, 6), burn_in=20, seed=0)
     trained = fit(
-        ensemble, lattice, box, max_steps=60, model=model, stages=[Stage(source)], batch_size=64,
+        ensemble, lattice, box, max_steps=120, model=model, stages=[Stage(source)], batch_size=64,
         progress=False, validation_samples=16,
     )  # fmt: skip
-    assert gap(trained.model) < 0.5 * before
+    after = gap(trained.model)
+    assert after < 0.5 * before
 
 
 def test_compute_policy_runs_it():
