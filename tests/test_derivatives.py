@@ -185,6 +185,18 @@ def test_a_model_deaf_to_its_conditions_is_reported():
     assert "standard errors" in str(found)
 
 
+def test_frozen_conditions_deviate_by_nothing():
+    """Where all draws are one state, rounding errors are no response and raise no alarm."""
+    lattice, _, _ = SYSTEMS["ternary"]()
+    ensemble = SemiGrandCanonical(PointEnergy())
+    at = Conditions([100.0], [[0.5, 0.1, -0.3]]).repeat(50)
+    found = responses(
+        FieldModel(), ensemble, sample(FieldModel(), ensemble, lattice, at, torch.Generator())
+    )
+    assert found.problems() == []
+    assert all((z == 0).all() for z in found.deviations().values())
+
+
 def test_gradients_leave_the_model_alone():
     """No gradient is left on the parameters, the mode is what it was, rows do not mix."""
     lattice, ensemble, box = SYSTEMS["binary"]()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase.units import kB
 from torch import Tensor
 
 from clease_nn.conditions import Conditions
@@ -20,6 +21,7 @@ from clease_nn.warnings import TrainingWarning
 __all__ = ["Responses", "condition_scores", "responses"]
 
 _OTHER_MODEL = 0.5  # nats between ln q as drawn and as scored: beyond any precision
+_ROUNDING = 1e-9  # in kB, and in 1/kT, per site: less than this is no response
 _SIGMA = 4.0
 _RELATIVE = 0.1
 
@@ -55,14 +57,18 @@ class Responses:
         """(model - fluctuations) / combined error, ``heat_capacity`` and ``susceptibility``.
 
         Both come from the same draws; their correlation is left out, which makes deviations
-        rather too small than too large.
+        rather too small than too large. Where nothing fluctuates they are zero.
         """
         out = {}
-        for name in ("heat_capacity", "susceptibility"):
+        n_sites = np.array([a.n_sites for a in self.averages])
+        kT = self.conditions.kT.cpu().numpy()
+        units = {"heat_capacity": kB * n_sites, "susceptibility": (n_sites / kT)[:, None, None]}
+        for name, unit in units.items():
             own = getattr(self, name)
             other = stack([getattr(a, name) for a in self.averages])
-            error = np.hypot(own.error, other.error)
-            out[name] = Estimate(own.value - other.value, error).z(0.0)
+            difference = own.value - other.value
+            difference = np.where(np.abs(difference) < _ROUNDING * unit, 0.0, difference)
+            out[name] = Estimate(difference, np.hypot(own.error, other.error)).z(0.0)
         return out
 
     def problems(self) -> list[tuple[type[Warning], str]]:

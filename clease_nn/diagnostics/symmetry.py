@@ -69,8 +69,8 @@ class SymmetryCheck:
                     LostModeWarning,
                     f"symmetry-related configurations differ by {self.rms_difference:.1f} nats "
                     f"in ln q (rms; R^2 {self.r_squared:.2f}): some variants of a structure are "
-                    "drawn far too rarely, and NESS may not see it; train longer, or use a network with the "
-                    "symmetry of the lattice",
+                    "drawn far too rarely, and NESS may not see it; train longer, or use a network "
+                    "with the symmetry of the lattice",
                 )
             )
         if self.order_spread > _SPREAD:
