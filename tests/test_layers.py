@@ -16,7 +16,7 @@ FLOORS = [
     ["energies", "ensemble", "networks"],
     ["montecarlo", "single_chain", "models"],
     ["thermodynamics", "sampling", "sources", "objectives"],
-    ["phases", "diagnostics", "training", "io", "surrogate"],
+    ["phases", "diagnostics", "training", "recipes", "io", "surrogate"],
     ["sampler"],
     ["export"],
     ["hosts", "plotting", "cli", "__main__"],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clease_nn import thermodynamics
+from clease_nn import recipes, thermodynamics
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
@@ -190,6 +190,7 @@ class ModelService:
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
         ensemble: SemiGrandCanonical | None = None,
+        recipe: str = "default",
         **options: Any,
     ) -> TrainedModel:
         """Train a model of the system over a range; it becomes the own one.
@@ -205,21 +206,30 @@ class ModelService:
         ensemble : SemiGrandCanonical, optional
             Train on another energy that resembles the system's own, such as a surrogate of an
             expensive one. What the model is used for stays exact for the system's energy.
+        recipe : str
+            Model, network, objective and source by name (:func:`clease_nn.recipes.recipe`).
         **options
-            To :func:`clease_nn.training.fit`.
+            To :func:`clease_nn.training.fit`; they go before those of the recipe.
         """
         if max_seconds is None and max_steps is None:
             max_seconds = 120
+        ensemble = self.system.ensemble if ensemble is None else ensemble
+        named = recipes.recipe(recipe, ensemble, self.system.lattice, box, seed=seed)
         trained = fit(
-            self.system.ensemble if ensemble is None else ensemble,
+            ensemble,
             self.system.lattice,
             box,
             max_seconds=max_seconds,
             max_steps=max_steps,
             seed=seed,
-            **options,
+            **{**named, **options},
         )
-        own = {"parent_fingerprint": self.system.key, **self.system.details, **(metadata or {})}
+        own = {
+            "parent_fingerprint": self.system.key,
+            "recipe": recipe,
+            **self.system.details,
+            **(metadata or {}),
+        }
         self.own = replace(trained, metadata={**trained.metadata, **own})
         return self.own
 

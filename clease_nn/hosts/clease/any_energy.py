@@ -391,7 +391,8 @@ class EnergySampler(AbstractNeuralSampler):
             Budget of the training; 120 s if neither is given.
         seed : int
         **options
-            To :func:`clease_nn.training.fit`.
+            To :func:`clease_nn.training.fit`; and ``recipe``, a published way of training by name
+            (:func:`clease_nn.recipes.recipe`).
 
         Raises
         ------

@@ -147,7 +147,8 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
             Budget; 120 s if neither is given.
         seed : int
         **options
-            To :func:`clease_nn.training.fit`: target_ness, checkpoint, progress, ...
+            To :func:`clease_nn.training.fit`: target_ness, checkpoint, progress, ...; and
+            ``recipe``, a published way of training by name (:func:`clease_nn.recipes.recipe`).
 
         Raises
         ------
