@@ -355,3 +355,18 @@ def test_missing_fields_are_refused():
     lattice, _, box = binary()
     with pytest.raises(ValueError, match="fields"):
         PaiNN(lattice, box)(Configurations.unknown(lattice, box.grid(1, 1)), None)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 6])
+def test_one_site_asked_in_few_rows(rows):
+    """`at` equals forward where no row asks for a site of one of the sublattices."""
+    lattice, ensemble, box = two_sublattices()
+    network = PaiNN(lattice, box, features=8, layers=2, n_radial=6).eval()
+    torch.nn.init.normal_(network.head.weight)
+    conditions = box.at(np.random.default_rng(0).random((rows, 1 + box.n_axes)))
+    c = Configurations.unknown(lattice, conditions)
+    site = torch.zeros(rows, dtype=torch.int64)
+    fields = ensemble.fields(c)
+    with torch.no_grad():
+        everywhere = network(c, fields)[torch.arange(rows), site]
+        assert torch.allclose(network.at(c, fields, site), everywhere, atol=1e-5)

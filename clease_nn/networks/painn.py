@@ -531,7 +531,9 @@ def _bisect(positions: np.ndarray, sites: np.ndarray) -> list[np.ndarray]:
 
 def _dense(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer on features that come first: (in, ...) to (out, ...)."""
-    return torch.addmm(layer.bias[:, None], layer.weight, x.flatten(1)).view(-1, *x.shape[1:])
+    return torch.addmm(layer.bias[:, None], layer.weight, x.flatten(1)).view(
+        len(layer.bias), *x.shape[1:]
+    )
 
 
 def _film(s: Tensor, g: Tensor) -> Tensor:
