@@ -102,10 +102,10 @@ NETWORKS = {
     "convolution": {"channels": 32, "blocks": 4},
 }
 MODELS = ("fixed_order", "any_order", "marginalization")
-_SCHEDULE = {"n_conditions": 16, "walk": 0.0, "anneal_start": 0.0, "anneal_rate": 0.999}
+_SCHEDULE = {"n_conditions": 16, "walk": 0.0, "grid": 0, "anneal_steps": 0}
 _GENERATED = {**_SCHEDULE, "batch_size": 256, "passes": 0}
 OBJECTIVES = {
-    "reinforce": {**_GENERATED, "advantage": "standardized"},
+    "reinforce": {**_GENERATED, "advantage": "standardized", "over_orders": 1},
     "cross_entropy": {"batch_size": 0},
     "replay": {**_SCHEDULE, "batch_size": 256, "every": 2, "keep": 8, "min_ness": 0.3},
     "log_variance": _GENERATED,
@@ -123,9 +123,10 @@ COMMON = {"learning_rate": 4e-3, "fields": 0}
 """Hyperparameters that ``--set`` takes, with defaults; 0 stands for the library's own choice.
 
 ``walk``: step of conditions that drift, in widths of the box; 0: independent conditions.
-``anneal_start``: lowest temperature of the first step over the highest of the box, falling by
-``anneal_rate`` a step; 0: no annealing. ``passes``: positions of a row that gradients are taken
-at; 0: all.
+``grid``: instead of random conditions a grid of so many temperatures and twice as many less one
+along each mu, in random order. ``anneal_steps``: steps in which the lowest temperature falls from
+the highest of the box; 0: no annealing. ``passes``: positions of a row that gradients are taken
+at; 0: all. ``over_orders``: score all unknown sites there, not only the next one.
 """
 
 
@@ -262,21 +263,23 @@ def _stages(cell: Cell, system, h: dict, seed: int):
     generated["passes"] = h["passes"] or None
     if cell.objective == "log_variance":
         return [Stage(sources.GeneratedSource(*where, **generated), objectives.LogVariance())]
-    return [
-        Stage(sources.GeneratedSource(*where, **generated), objectives.Reinforce(h["advantage"]))
-    ]
+    objective = objectives.Reinforce(h["advantage"], bool(h["over_orders"]))
+    return [Stage(sources.GeneratedSource(*where, **generated), objective)]
 
 
 def _schedule(box, h: dict, seed: int):
     """Conditions of self-generated batches: even over the box or drifting, annealed or not."""
-    from clease_nn.schedules import Annealing, RandomWalk, UniformRandom
+    from clease_nn.schedules import Annealing, FixedGrid, RandomWalk, UniformRandom
 
     low, high = box.temperature
     if h["walk"]:
         steps = h["walk"] * (high - low), h["walk"] * (box.high - box.low)
         schedule = RandomWalk(box, *steps, seed=seed + 1)
+    elif h["grid"]:
+        grid = box.grid(h["grid"], 2 * h["grid"] - 1)
+        schedule = FixedGrid(grid, box, permuted=True, seed=seed + 1)
     else:
         schedule = UniformRandom(box, seed=seed + 1)
-    if h["anneal_start"]:
-        schedule = Annealing(schedule, h["anneal_start"] * high, h["anneal_rate"])
+    if h["anneal_steps"]:
+        schedule = Annealing(schedule, high, (low / high) ** (1 / h["anneal_steps"]))
     return schedule
