@@ -252,6 +252,34 @@ def test_standardised_advantages_do_not_see_the_scale_of_the_energy():
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
+def test_block_term_is_the_gradient_of_the_squared_inconsistency_of_the_block():
+    """With every position looked at, autograd through the likelihood of the block agrees."""
+    lattice, ensemble, box = binary()
+    model = spoilt_model(lattice, box, fields=False)
+    source = GibbsSource(
+        ensemble, lattice, box, n_chains=24, n_conditions=3, gibbs_sites=5, positions=8, seed=3
+    )
+    batch = source.batch(24, model)
+    assert torch.equal(batch.passes[0], torch.arange(8))
+    full, drawn = batch.full, batch.drawn
+    assert torch.equal(drawn, full.step >= 3) and (drawn.sum(1) == 5).all()
+    gradients = []
+    for block in (0.0, 7.0):
+        model.zero_grad()
+        MarginalConsistency(1.0, block=block)(model, batch)[0].backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    model.zero_grad()
+    steps = torch.where(drawn, full.step, -1)
+    given = replace(full, occupations=torch.where(drawn, UNKNOWN, full.occupations).to(torch.int8))
+    log_q = model.log_prob(full, steps=steps)
+    assert torch.allclose(log_q.detach(), full.log_prob, atol=1e-4)
+    gap = model.log_marginal(given) + log_q - model.log_marginal(full)
+    (7.0 * gap.square().mean()).backward()
+    for p, without, with_block in zip(model.parameters(), *gradients, strict=True):
+        scale = 1e-3 * float(p.grad.abs().max()) + 1e-6
+        assert torch.allclose(with_block - without, p.grad, rtol=1e-3, atol=scale)
+
+
 def test_passes_of_a_step_do_not_grow_with_the_number_of_sites():
     """A step sees rows * positions partial configurations, whatever the number of sites."""
     seen = []
@@ -318,7 +346,7 @@ def test_gibbs_batches_are_complete_scored_and_grouped(system):
         assert torch.equal(batch.group, torch.arange(3).repeat_interleave(8))
         assert torch.allclose(c.log_target, ensemble.score(c).log_target)
         allowed = torch.tensor(lattice.allowed)[torch.arange(lattice.n_sites), c.occupations.long()]
-        assert allowed.all() and c.log_prob is None
+        assert allowed.all()
         assert torch.equal(c.step.sort(1).values[0].long(), torch.arange(lattice.n_sites))
         assert batch.passes.shape == (24, 3) and (batch.passes < lattice.n_sites).all()
         assert len(torch.unique(c.conditions.temperature)) == 3
@@ -429,6 +457,10 @@ def test_other_models_and_batches_are_refused():
         MarginalConsistency()(AnyOrderARM(model.conditional), batch)
     with pytest.raises(ValueError, match="GibbsSource"):
         MarginalConsistency()(model, replace(batch, passes=None))
+    with pytest.raises(ValueError, match="block"):
+        MarginalConsistency(block=1.0)(model, batch)
+    with pytest.raises(ValueError, match="block"):
+        MarginalConsistency(block=-1.0)
     with pytest.raises(ValueError, match="at least 2"):
         MarginalConsistency()(model, replace(batch, group=torch.arange(12)))
 

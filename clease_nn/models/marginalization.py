@@ -145,6 +145,16 @@ class MarginalizationModel(AbstractOccupationModel):
         ValueError
             If a site is unknown, or fields are needed and absent.
         """
+        before, log_q, after = self.neighbours(full, steps, passes, fields)
+        return before + log_q - after
+
+    def neighbours(
+        self, full: Configurations, steps: Tensor, passes: Tensor, fields: Fields | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``ln p(x_<l)``, ``ln q(x_l | x_<l)`` and ``ln p(x_<=l)``, each (batch, n), float64.
+
+        Parameters and errors as :meth:`inconsistency`.
+        """
         if not bool(full.known.all()):
             raise ValueError("inconsistency needs full configurations; complete them first")
         bare = replace(full, log_prob=None, energy=None, log_target=None, step=None)
@@ -161,7 +171,7 @@ class MarginalizationModel(AbstractOccupationModel):
         log_q = torch.where(order == at, log_q, 0.0).sum(1)
         before = self._read_out(parts[0], before_fields)
         after = self._read_out(parts[1], after_fields)
-        return (before + log_q - after).view(passes.shape)
+        return tuple(value.view(passes.shape) for value in (before, log_q, after))
 
     # ------------------------------------------------------------------ saving
     def config(self) -> dict:

@@ -53,6 +53,9 @@ class CompleteBatch:
         Passes that gradients are taken at (see ``log_prob`` of models); None: all.
     weight : Tensor, shape (batch,), optional
         Weight of each row, mean one; default all one.
+    drawn : Tensor, shape (batch, sites), bool, optional
+        The sites that the model has just drawn and ``log_prob`` is about, the last ones of
+        ``step``; None: all.
     """
 
     full: Configurations
@@ -60,3 +63,4 @@ class CompleteBatch:
     fields: Fields | None = None
     passes: Tensor | None = None
     weight: Tensor | None = None
+    drawn: Tensor | None = None

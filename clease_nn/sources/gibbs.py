@@ -13,7 +13,6 @@ from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
-from clease_nn.models.abstract import random_order
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.objectives import CompleteBatch
 from clease_nn.schedules import AbstractSchedule, UniformRandom, require_inside
@@ -146,13 +145,16 @@ class GibbsSource(AbstractSource):
         full = self.ensemble.score(model.complete(partial, self.rng, fields))
         self.occupations[rows] = full.occupations
         self._evaluations += len(full)
-        steps = random_order(torch.zeros_like(known), self.rng)
+        # given sites first, then the drawn ones in their order: all in all a uniformly random order
+        steps = torch.where(known, forgotten - self.gibbs_sites, full.step + known.sum(1)[:, None])
+        steps = steps.to(torch.int16)
         passes = random_passes(steps, self.positions, self.orders)
         return CompleteBatch(
-            replace(full, step=steps, log_prob=None),
+            replace(full, step=steps),
             torch.arange(last - first).repeat_interleave(each),
             fields,
             passes,
+            drawn=~known,
         )
 
     def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
