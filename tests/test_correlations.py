@@ -175,6 +175,68 @@ def test_histogram_counts_edges_once_and_leaves_out_what_lies_outside():
     np.testing.assert_allclose(h.probability.value[0], [0.1, 0.2, 0.5])
     np.testing.assert_allclose(h.density.value, h.probability.value)
     np.testing.assert_array_equal(h.centres, [0.5, 1.5, 2.5])
+    assert h.outside.value[0] == pytest.approx(0.2) and h.outside.error[0] > 0
+
+
+def test_evenly_spaced_levels_are_not_torn_by_rounding():
+    """Every level of a spectrum that meets the default borders lies in one bin."""
+    at = Conditions([300.0], [[0.0, 0.0]]).repeat(900)
+    levels = torch.arange(-4, 5).double().repeat(100) * 0.1
+    noise = 1e-15 * torch.randn(900, generator=torch.Generator().manual_seed(0)).double()
+    for scale in (1.0, 1e-3, 0.0):
+        energy = scale * levels + noise + 3.0
+        c = Configurations(LATTICE, at, torch.zeros(900, 9), energy=energy, chain=torch.arange(900))
+        for bins in (2, 4, 8):
+            p = energy_histogram(c, bins).probability.value[0]
+            expected = np.bincount(np.arange(8) // (8 // bins), minlength=bins) / 9
+            expected[-1] += 1 / 9  # the last level joins the bin below it
+            expected = np.eye(bins)[0] if scale == 0 else expected
+            np.testing.assert_allclose(p, expected)
+
+
+def test_empty_bins_do_not_lower_the_effective_samples_of_chains():
+    """Independent rows in ten chains: bins that nothing visits are no sign of slow chains."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (4000, 9), generator=rng)
+    at = Conditions([300.0], [[0.0, 0.0]]).repeat(4000)
+    c = Configurations(LATTICE, at, x, chain=torch.arange(4000) % 10)
+    h = composition_histogram(c, "Au", np.linspace(0.0, 9.0, 50))
+    assert h.probability.ness[0] > 0.8
+    frozen = replace(c, occupations=torch.zeros_like(c.occupations))
+    assert composition_histogram(frozen, "Au").probability.ness[0] == pytest.approx(1 / 400)
+
+
+def test_error_of_a_site_with_itself_holds_at_half_filling():
+    """``1 - m^2`` has no linear error there; that of the square is given."""
+    rng = torch.Generator().manual_seed(0)
+    at = Conditions([300.0], [[0.0, 0.0]]).repeat(100)
+    off, error = [], []
+    for _ in range(100):
+        x = torch.randint(2, (100, 9), generator=rng)
+        c = Configurations(LATTICE, at, x, chain=torch.arange(100) // 20)
+        e = correlations(c, n_shells=1).spin[0, 0]
+        off.append(e.value - 1.0)
+        error.append(e.error)
+    off, error = np.array(off), np.array(error)
+    assert np.abs(off / error).max() < 3
+    assert 0.4 < np.sqrt(np.mean(off**2) / np.mean(error**2)) < 1.1
+    assert abs(off.mean()) < 4 * off.std() / 10
+
+
+def test_cells_without_images_and_tiny_ones():
+    """Distances end where the cell does, if it is not periodic; a tiny cell has few of them."""
+    for pbc, farthest in (((True, True, False), 2**0.5), (False, 8**0.5)):
+        atoms = LATTICE.template.copy()
+        atoms.pbc = pbc
+        lattice = Lattice.uniform(atoms, LATTICE.species)
+        x = torch.randint(2, (50, 9), generator=torch.Generator().manual_seed(0))
+        at = Conditions([300.0], [[0.0, 0.0]]).repeat(50)
+        found = correlations(Configurations(lattice, at, x, chain=torch.arange(50)))
+        assert found.distances[-1] == pytest.approx(farthest, abs=2e-3)
+        assert found.pairs.sum() == 81 and found.pairs[0] == 9
+    one = Lattice.square(1)
+    c = Configurations(one, at, x[:, :1], chain=torch.arange(50))
+    assert correlations(c).shells == ((0, 0, 0.0),)
 
 
 def test_bad_input_is_named():
@@ -188,6 +250,11 @@ def test_bad_input_is_named():
         composition_histogram(c, "Pd")
     with pytest.raises(ValueError, match="carry no energy"):
         energy_histogram(replace(c, energy=None))
+    for bins in (0, 2.5):
+        with pytest.raises(ValueError, match=f"at least 1, or the edges; got {bins}"):
+            energy_histogram(c, bins)
+    with pytest.raises(ValueError, match=r"1 of 20 values are NaN \(first in row 3\)"):
+        histogram(c, np.where(np.arange(20) == 3, np.nan, 0.5), [0.0, 1.0])
     with pytest.raises(ValueError, match="ascending"):
         histogram(c, c.energy, [1.0, 0.0])
     with pytest.raises(ValueError, match=r"\(3,\), but there are 20"):

@@ -76,7 +76,9 @@ def correlations(c: Configurations, n_shells: int | None = None) -> Correlations
         sum over shells of  pairs * connected[a, b]  =  Cov(N_a, N_b)
 
     Errors are those of the linearised estimate, with the weights or the autocorrelation of the
-    chains; the bias from products of means is removed to leading order.
+    chains, and of the product of the errors of the means, which is all there is where the linear
+    terms cancel (a site with itself at half filling). The bias from products of means is removed
+    to leading order.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def correlations(c: Configurations, n_shells: int | None = None) -> Correlations
     >>> found.distances
     array([0.   , 1.   , 1.414])
     >>> print(found.spin[0])
-    [1.0000155 +- 0.0000063, 0.0034 +- 0.0028, 0.0007 +- 0.0027] (NESS 1.00)
+    [1.000015 +- 0.000024, 0.0034 +- 0.0028, 0.0007 +- 0.0027] (NESS 1.00)
     """
     if n_shells is not None and n_shells < 1:
         raise ValueError(f"n_shells must be at least 1, got {n_shells}")
@@ -151,7 +153,8 @@ def _connected(c: Configurations, g: Group, shells, members) -> Estimate:
     n, _, k = means.shape
     covariance = g.covariance(means.reshape(n, -1)).value
     covariance = covariance.reshape(len(labels), k, len(labels), k)
-    centre = g.mean(means).value
+    middle = g.mean(means)
+    centre = middle.value
     parts = []
     for s, (a, b, _) in enumerate(shells):
         i, j = np.searchsorted(labels, [a, b])
@@ -160,7 +163,8 @@ def _connected(c: Configurations, g: Group, shells, members) -> Estimate:
         value = g.mean(pair[:, s] - left * right).value + covariance[i, :, j, :]
         linear = pair[:, s] - left * centre[j] - centre[i][:, None] * right
         e = g.mean(linear)
-        parts.append(Estimate(value, e.error, e.ness))
+        product = np.sqrt(2) * middle.error[i][:, None] * middle.error[j]
+        parts.append(Estimate(value, np.hypot(e.error, product), e.ness))
     return Estimate(
         np.stack([p.value for p in parts]),
         np.stack([p.error for p in parts]),

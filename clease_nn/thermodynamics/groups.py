@@ -56,7 +56,10 @@ class Group:
         parts = stack([series_mean([x[p] for p in self.pieces]) for x in columns])
         shape = v.shape[1:]
         value, error = (np.reshape(a, shape) for a in (parts.value, parts.error))
-        return Estimate(value[()], error[()], float(np.min(parts.ness)))
+        # a column that never changes, such as an empty bin, says nothing about the correlation
+        moving = np.ptp(columns, axis=1) > 0
+        ness = np.where(moving | ~moving.any(), parts.ness, 1.0)
+        return Estimate(value[()], error[()], float(np.min(ness)))
 
     def covariance(self, v: np.ndarray) -> Estimate:
         """Covariance matrix of (rows, d) values."""
@@ -123,9 +126,9 @@ def groups(c: Configurations, scored: bool = False) -> list[Group]:
             g = Group(rows, condition, log_w=log_w[rows])
             _check_given_sites(c, g)
         else:
-            labels = chain[rows]
-            pieces = [np.flatnonzero(labels == k) for k in np.unique(labels)]
-            g = Group(rows, condition, pieces=pieces)
+            order = np.argsort(chain[rows], kind="stable")
+            starts = np.flatnonzero(np.diff(chain[rows][order])) + 1
+            g = Group(rows, condition, pieces=np.split(order, starts))
         if len(rows) < _FEWEST_SAMPLES:
             raise ValueError(
                 f"only {len(rows)} samples at {g.name}: no error can be given; draw at least "

@@ -26,11 +26,14 @@ class Histogram:
         Borders of the bins in the unit of the quantity; the last bin contains its upper border.
     probability : Estimate, shape (conditions, bins)
         A bin into which no draw fell reads 0 +- 0: how rare it is cannot be told from the draws.
+    outside : Estimate, shape (conditions,)
+        Probability of lying in no bin; what the sum over bins lacks to one.
     """
 
     conditions: Conditions
     edges: np.ndarray
     probability: Estimate
+    outside: Estimate
 
     @property
     def centres(self) -> np.ndarray:
@@ -53,30 +56,37 @@ def histogram(c: Configurations, values, edges) -> Histogram:
     values : array_like, shape (batch,)
         The observable of every row.
     edges : array_like, shape (bins + 1,)
-        Ascending borders. Values outside belong to no bin, so that the sum over bins is the
-        probability of lying inside.
+        Ascending borders; infinity is one. Values beyond them belong to no bin: the sum over bins
+        is the probability of lying inside, the rest is ``outside``.
 
     Raises
     ------
     ValueError
-        As :func:`~clease_nn.thermodynamics.averages`, if ``values`` and ``c`` differ in length,
-        or the edges do not ascend.
+        As :func:`~clease_nn.thermodynamics.averages`, if ``values`` and ``c`` differ in length or
+        a value is NaN, or the edges do not ascend.
     """
     v = to_numpy(values) if hasattr(values, "detach") else np.asarray(values, dtype=float)
     edges = np.asarray(edges, dtype=float)
     if v.shape != (len(c),):
         raise ValueError(f"values have shape {v.shape}, but there are {len(c)} configurations")
+    if np.isnan(v).any():
+        raise ValueError(
+            f"{int(np.isnan(v).sum())} of {len(v)} values are NaN (first in row "
+            f"{int(np.argmax(np.isnan(v)))}) and belong to no bin; leave these rows out"
+        )
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"edges must be at least two ascending numbers, got {edges}")
     n = len(edges) - 1
     bins = np.searchsorted(edges, v, side="right") - 1
     bins[v == edges[-1]] = n - 1
     inside = (bins[:, None] == np.arange(n)).astype(float)
+    outside = ((bins < 0) | (bins >= n)).astype(float)
     found = groups(c)
     return Histogram(
         Conditions.cat(g.condition for g in found),
         edges,
         stack([g.mean(inside[g.rows]) for g in found]),
+        stack([g.mean(outside[g.rows]) for g in found]),
     )
 
 
@@ -93,7 +103,7 @@ def energy_histogram(c: Configurations, bins=40) -> Histogram:
     Raises
     ------
     ValueError
-        As :func:`histogram`, or if energies are missing.
+        As :func:`histogram`, if energies are missing, or ``bins`` < 1.
 
     Examples
     --------
@@ -114,10 +124,17 @@ def energy_histogram(c: Configurations, bins=40) -> Histogram:
         )
     per_site = to_numpy(c.energy) / c.lattice.n_sites
     if np.ndim(bins) == 0:
-        low, high = per_site.min(), per_site.max()
-        # a margin of rounding errors keeps equal energies of a border in one bin
-        margin = 1e-6 + 1e-6 * (high - low)
-        bins = np.linspace(low - margin, high + margin, int(bins) + 1)
+        if bins < 1 or bins != int(bins):
+            raise ValueError(f"bins must be a whole number of at least 1, or the edges; got {bins}")
+        if not (len(c) and np.isfinite(per_site).all()):
+            raise ValueError("an energy is NaN or infinite, or there are no configurations")
+        low = per_site.min()
+        width = max(np.ptp(per_site), 1e-6)
+        # evenly spaced levels meet the borders: shifted, no rounding tears one level in two
+        margin = 1e-9 + 1e-6 * width
+        edges = low - margin + width * np.linspace(0, 1, int(bins) + 1)
+        edges[-1] += 2 * margin
+        bins = edges
     return histogram(c, per_site, bins)
 
 
