@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_model_laws import MODELS
+from test_model_laws import spoilt as spoilt_model
 from toys import SYSTEMS
 
 from clease_nn.conditions import Conditions
@@ -13,6 +15,7 @@ from clease_nn.diagnostics import condition_scores, responses
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.models import AbstractOccupationModel, AnyOrderARM
 from clease_nn.models.abstract import conditionals, random_order
+from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.networks import LatticeConvolution
 from clease_nn.sampling import sample
 
@@ -220,3 +223,42 @@ def test_bad_input_is_named():
         responses(spoilt(lattice, box, 3, 3.0), ensemble, c)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         responses(model, ensemble, c, batch_size=0)
+    with torch.inference_mode(), pytest.raises(ValueError, match="nothing can be differentiated"):
+        condition_scores(model, c, steps=c.step, fields=ensemble.fields)
+
+
+@pytest.mark.parametrize("fields", [True, False])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_scores_are_differences_of_log_prob(name, fields):
+    """Of every model with every network; a constant added to all mu changes nothing."""
+    lattice, ensemble, box = system = SYSTEMS["ternary"]()
+    model = spoilt_model(name, system, fields)
+    at = box.at(np.random.default_rng(0).uniform(0.2, 0.8, (6, 1 + box.n_axes)))
+    x = torch.as_tensor(random_occupations(lattice, 6, np.random.default_rng(1)))
+    steps = model.draw_steps(Configurations.unknown(lattice, at), torch.Generator().manual_seed(0))
+
+    def log_q(temperature, mu):
+        c = Configurations(lattice, Conditions(temperature, mu), x)
+        return model.log_prob(c, steps=steps, fields=ensemble.fields)
+
+    with torch.no_grad():
+        found = condition_scores(
+            model, Configurations(lattice, at, x), steps=steps, fields=ensemble.fields
+        )
+        h, t, mu = 5.0, at.temperature, at.mu  # K
+        differences = [(log_q(t + h, mu) - log_q(t - h, mu)) / (2 * h)]
+        h = 1e-3  # eV
+        shifts = h * torch.eye(3, dtype=torch.float64)
+        differences.append(
+            torch.stack([(log_q(t, mu + s) - log_q(t, mu - s)) / (2 * h) for s in shifts], 1)
+        )
+    for own, reference in zip(found, differences, strict=True):
+        scale = float(reference.abs().max())
+        assert scale > 0 and float((own - reference).abs().max()) < 0.02 * scale
+    assert float(found[1].sum(1).abs().max()) < 1e-9 * float(found[1].abs().max())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = condition_scores(
+            model, Configurations(lattice, at, x), steps=steps, fields=ensemble.fields
+        )
+    for own, reference in zip(half, found, strict=True):
+        assert float((own - reference).abs().max()) < 0.1 * float(reference.abs().max())

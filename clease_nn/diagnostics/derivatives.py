@@ -137,7 +137,7 @@ def condition_scores(
     Raises
     ------
     ValueError
-        As ``model.log_prob``, or if ``batch_size`` < 1.
+        As ``model.log_prob``, if ``batch_size`` < 1, or inside of ``torch.inference_mode()``.
     """
     _, d_temperature, d_mu = _scores(model, full, steps, fields, batch_size)
     return d_temperature, d_mu
@@ -234,6 +234,11 @@ def _scores(model, full, steps, fields, batch_size):
     """ln q (batch,) and its derivatives by T (batch,) and mu (batch, species)."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "inside of torch.inference_mode() nothing can be differentiated; leave the block, or "
+            "use torch.no_grad() for it"
+        )
     was_training = model.training
     model.eval()
     parts = []
@@ -246,8 +251,8 @@ def _scores(model, full, steps, fields, batch_size):
             at = Configurations(c.lattice, Conditions(temperature, mu), c.occupations)
             with torch.enable_grad():
                 log_q = model.log_prob(at, steps=steps[k : k + batch_size], fields=fields)
-            if log_q.requires_grad:
                 total, inputs = log_q.sum(), (temperature, mu)
+            if total.requires_grad:
                 found = torch.autograd.grad(
                     total, inputs, allow_unused=True, materialize_grads=True
                 )

@@ -17,7 +17,7 @@ from clease_nn.sampling import sample
 from clease_nn.statistics import normalized_ess, series_mean
 from clease_nn.warnings import LostModeWarning, TrainingWarning
 
-__all__ = ["Validation", "validate"]
+__all__ = ["Validation", "kl_gap", "validate"]
 
 _CATASTROPHE = 10.0  # nats below the median log weight
 
