@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toys import SYSTEMS
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
@@ -14,6 +16,7 @@ from clease_nn.diagnostics import ground_states
 from clease_nn.energies.ising import ising_energy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
+from clease_nn.montecarlo.chains import random_occupations
 
 LATTICE = Lattice.square(4)
 ENSEMBLE = SemiGrandCanonical(ising_energy(LATTICE, -0.05))  # antiferromagnetic
@@ -74,6 +77,50 @@ def test_a_lost_variant_is_told_from_one_not_yet_drawn():
     assert category.__name__ == "LostModeWarning" and "1 of 2 in 40 hits" in text
 
 
+def test_hits_of_one_chain_are_one():
+    """Forty rows of a chain stuck in one checkerboard may be chance, forty chains are not."""
+    rng = np.random.default_rng(0)
+    c = scored(CHECKER.repeat(40, 1), ZERO)
+    one, many = replace(c, chain=torch.zeros(40)), replace(c, chain=torch.arange(40))
+    [g] = found = ground_states(one, ENSEMBLE, rng)
+    assert (g.hits, g.independent_hits) == (40, 1) and found.problems() == []
+    assert len(ground_states(many, ENSEMBLE, rng).problems()) == 1
+
+
+def test_energies_in_single_precision_need_a_wider_tolerance():
+    """Variants whose energies differ by rounding count once the tolerance says so."""
+    x = torch.cat([CHECKER, 1 - CHECKER])
+    c = scored(x, ZERO)
+    c = replace(c, energy=c.energy + torch.tensor([0.0, 1e-5]))
+    rng = np.random.default_rng(0)
+    [strict], [wide] = (ground_states(c, ENSEMBLE, rng, tolerance=t) for t in (1e-6, 1e-4))
+    assert (strict.hits, wide.hits) == (1, 2)
+    assert strict.degeneracy == wide.degeneracy == 2
+
+
+def test_search_and_axes_respect_sublattices():
+    """Several species and two sublattices: every condition agrees with all states."""
+    lattice, ensemble, _ = SYSTEMS["two_sublattices"]()
+    exact = ensemble.enumerate(lattice)
+    at = Conditions.grid([900.0, 300.0], [[0.0, m, 0.0, n] for m in (0.1, -0.1) for n in (0, 0.3)])
+    x = torch.as_tensor(random_occupations(lattice, 8 * 500, np.random.default_rng(0)))
+    c = ensemble.score(Configurations(lattice, at.repeat(500), x))
+    found = ground_states(c, ensemble, np.random.default_rng(1), exact=exact)
+    assert torch.equal(found.conditions.mu, at.mu)
+    for k, g in enumerate(found):
+        sgc = -at.kT[k] * exact.log_target(at[k])
+        least = sgc.min()
+        assert g.lowest == pytest.approx(float(least))
+        states = exact.occupations[sgc <= least + 1e-6].numpy()
+        assert g.exact_degeneracy == len(states)
+        assert {s.tobytes() for s in g.structures} <= {s.tobytes() for s in states}
+        assert bool(lattice.allowed[np.arange(8), g.structures].all())
+        # draws and search are both uniform here: equal shares, those of the states
+        p = len(states) / 256
+        for share in (g.share, g.random_share):
+            assert abs(share - p) < 5 * np.sqrt(p / 500) + 1e-3
+
+
 def test_rows_are_json_ready_and_the_report_is_a_table():
     """Flat dictionaries, a line a condition."""
     c = Configurations.cat(
@@ -122,3 +169,14 @@ def test_bad_input_is_named():
         ground_states(Configurations(LATTICE, ZERO, CHECKER), ENSEMBLE, rng)
     with pytest.raises(ValueError, match="without unknown sites"):
         ground_states(Configurations.unknown(LATTICE, ZERO), ENSEMBLE, rng)
+    c = scored(CHECKER, ZERO)
+    with pytest.raises(ValueError, match="around given sites"):
+        ground_states(replace(c, step=torch.arange(-1, 15)[None]), ENSEMBLE, rng)
+    with pytest.raises(ValueError, match="tolerance must not be negative, got -1 eV"):
+        ground_states(c, ENSEMBLE, rng, tolerance=-1)
+    other = SemiGrandCanonical(ising_energy(LATTICE, 0.01)).enumerate(LATTICE)
+    with pytest.raises(ValueError, match="enumerates another energy"):
+        ground_states(c, ENSEMBLE, rng, exact=other)
+    small = SemiGrandCanonical(lambda lattice, x: torch.zeros(len(x))).enumerate(Lattice.square(2))
+    with pytest.raises(ValueError, match="another lattice"):
+        ground_states(c, ENSEMBLE, rng, exact=small)

@@ -17,7 +17,6 @@ from clease_nn.warnings import LostModeWarning
 
 __all__ = ["GroundState", "GroundStates", "ground_states"]
 
-_TOLERANCE = 1e-6  # eV per supercell
 _RARE = 1e-3  # probability of seeing fewer variants than were seen, below which one speaks up
 
 
@@ -49,6 +48,8 @@ class GroundState:
         How many of them are among the draws at this condition.
     hits : int
         Draws of energy ``lowest``.
+    independent_hits : int
+        The same, of chains one for each chain that has any.
     random_found : float
         Lowest of the random search.
     random_hits : int
@@ -69,6 +70,7 @@ class GroundState:
     degeneracies: np.ndarray
     variants_seen: np.ndarray
     hits: int
+    independent_hits: int
     random_found: float
     random_hits: int
     exact: float | None = None
@@ -137,8 +139,8 @@ class GroundStates(tuple):
     def problems(self) -> list[tuple[type[Warning], str]]:
         """What a user should know, in words, with the class of the warning.
 
-        A variant counts as lost where equally probable variants would leave so many unseen less
-        than once in a thousand times.
+        Variants count as lost where equally probable variants would leave so many unseen less
+        than once in a thousand times; all hits of one chain are one.
         """
         out = []
         missed = [g for g in self if g.missed]
@@ -162,8 +164,8 @@ class GroundStates(tuple):
                     f"symmetry-related variants of a ground state are missing at {len(partial)} "
                     f"of {len(self)} conditions (fewest: {int(g.variants_seen.sum())} of "
                     f"{g.degeneracy} in {g.hits} hits at {g.temperature:.0f} K, mu "
-                    f"{np.round(g.mu, 4).tolist()} eV): the model has lost them, and NESS may not "
-                    "see it; train longer",
+                    f"{np.round(g.mu, 4).tolist()} eV): whatever drew these has lost the others, "
+                    "and NESS may not see it; train the model longer, or run more chains",
                 )
             )
         return out
@@ -185,13 +187,14 @@ def ground_states(
     rng: np.random.Generator,
     *,
     exact: Enumeration | None = None,
+    tolerance: float = 1e-6,
 ) -> GroundStates:
     """The lowest states among draws on a grid of chemical potentials, and how often they are hit.
 
     Draws at low temperature should be ground states nearly always, in all their symmetry-related
     variants. A state found at one chemical potential is tried at all the others. The yardstick is
     a search among uniformly random configurations with as many energy evaluations as there are
-    draws at the condition.
+    draws at the condition. Degeneracies suppose that the energy has the symmetry of the lattice.
 
     Parameters
     ----------
@@ -204,11 +207,15 @@ def ground_states(
         For the random search.
     exact : Enumeration, optional
         ``ensemble.enumerate(lattice)``, where the supercell is small enough.
+    tolerance : float
+        Energies that differ by less are the same, eV per supercell; larger for energies in
+        single precision.
 
     Raises
     ------
     ValueError
-        If there are no rows, a site is unknown, or energies are missing.
+        If there are no rows, a site is unknown or was given, energies are missing, ``exact`` is
+        of another lattice or energy, or ``tolerance`` is negative.
 
     Examples
     --------
@@ -229,6 +236,15 @@ def ground_states(
         raise ValueError(
             "configurations carry no energy; score them first: SemiGrandCanonical(energy).score(c)"
         )
+    if c.step is not None and bool((c.step < 0).any()):
+        raise ValueError(
+            "draws around given sites reach only the states that agree with these, and random "
+            "search and symmetry do not know them; hand over draws of all sites"
+        )
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance} eV")
+    if exact is not None and exact.lattice.fingerprint != c.lattice.fingerprint:
+        raise ValueError("`exact` enumerates another lattice than that of the draws")
     groups = list(rows_by_condition(c))
     permutations = site_permutations(c.lattice)
     occupations = c.occupations.cpu().numpy()
@@ -250,15 +266,21 @@ def ground_states(
         lowest = min(pool_sgc.min(), random_energy.min())
         states = np.concatenate(
             [
-                pool[pool_sgc <= lowest + _TOLERANCE],
-                random[random_energy <= lowest + _TOLERANCE],
+                pool[pool_sgc <= lowest + tolerance],
+                random[random_energy <= lowest + tolerance],
             ]
         )
         structures = np.unique(canonical_occupations(states, permutations), axis=0)
-        hit = occupations[rows][drawn_energy <= lowest + _TOLERANCE]
+        hit_rows = rows[drawn_energy <= lowest + tolerance]
+        hit = occupations[hit_rows]
         variants = np.unique(hit, axis=0)
         canonical = canonical_occupations(variants, permutations)
         exact_sgc = None if exact is None else pool_sgc[len(pool) - len(exact.energy) :]
+        if exact is not None and exact_sgc.min() > lowest + tolerance:
+            raise ValueError(
+                f"a configuration lies {exact_sgc.min() - lowest:.3g} eV below the lowest of all "
+                "states: `exact` enumerates another energy than that of the draws"
+            )
         out.append(
             GroundState(
                 temperature=condition.temperature[0].item(),
@@ -273,13 +295,14 @@ def ground_states(
                 ),
                 variants_seen=np.array([int((canonical == s).all(1).sum()) for s in structures]),
                 hits=len(hit),
+                independent_hits=(
+                    len(hit) if c.chain is None else len(np.unique(c.chain.cpu().numpy()[hit_rows]))
+                ),
                 random_found=float(random_energy.min()),
-                random_hits=int((random_energy <= lowest + _TOLERANCE).sum()),
+                random_hits=int((random_energy <= lowest + tolerance).sum()),
                 exact=None if exact is None else float(exact_sgc.min()),
                 exact_degeneracy=(
-                    None
-                    if exact is None
-                    else int((exact_sgc <= exact_sgc.min() + _TOLERANCE).sum())
+                    None if exact is None else int((exact_sgc <= exact_sgc.min() + tolerance).sum())
                 ),
             )
         )
@@ -304,4 +327,4 @@ def _lost_variants(g: GroundState) -> bool:
         return False
     chosen = np.arange(1, unseen + 1)
     sets = np.log((g.degeneracy - unseen + chosen) / chosen).sum()
-    return bool(sets + g.hits * np.log1p(-unseen / g.degeneracy) < np.log(_RARE))
+    return bool(sets + g.independent_hits * np.log1p(-unseen / g.degeneracy) < np.log(_RARE))
