@@ -14,7 +14,15 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 RUN = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^```\{code-block\} python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ["clease", "icet", "ase_calculators", "neural_moves", "how_to_choose", "formats"]
+PAGES = [
+    "clease",
+    "icet",
+    "ase_calculators",
+    "neural_moves",
+    "how_to_choose",
+    "reading_models",
+    "formats",
+]
 
 
 def blocks(page: str, kind: re.Pattern) -> list[tuple[int, str]]:
