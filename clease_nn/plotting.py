@@ -210,7 +210,9 @@ def heat_capacity(
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small")
     ax.set(xlabel="temperature (K)", ylabel=r"heat capacity ($k_\mathrm{B}$ per site)")
-    ax.set_ylim(bottom=0)
+    # the derivative of a bad model may be negative: it must be seen
+    if np.nanmin(c.value) >= 0:
+        _from_zero(ax)
     return _clean(ax)
 
 
@@ -314,6 +316,8 @@ def histogram(
 ) -> Axes:
     """Histograms with an error bar on every bin.
 
+    For a logarithmic axis call ``ax.set_yscale("log")`` before.
+
     Parameters
     ----------
     ax : matplotlib.axes.Axes
@@ -350,7 +354,7 @@ def histogram(
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small")
     ax.set(xlabel=xlabel, ylabel="probability of a bin")
-    ax.set_ylim(bottom=0)
+    _from_zero(ax)
     return _clean(ax)
 
 
@@ -477,6 +481,12 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 def _column(history: Sequence[Mapping], key: str) -> np.ndarray:
     return np.array([np.nan if row.get(key) is None else row[key] for row in history], dtype=float)
+
+
+def _from_zero(ax: Axes) -> None:
+    """Let a linear axis begin at zero; a logarithmic one has none."""
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(bottom=0)
 
 
 def _clean(ax: Axes) -> Axes:

@@ -1,5 +1,7 @@
 """Laws of the figures: what is drawn is what was given, with units on every axis."""
 
+import warnings
+
 import matplotlib
 import numpy as np
 import pytest
@@ -94,6 +96,20 @@ def test_histogram_draws_every_bin_and_errors_where_seen(ax):
     np.testing.assert_array_equal(ax.patches[0].get_data().values, p.value[0])
     assert len(ax.containers[0].lines[0].get_xdata()) == 2
     assert ax.get_legend().get_texts()[0].get_text() == "exact"
+
+
+def test_logarithmic_axes_and_negative_values_stay_whole(ax):
+    """No limit at zero where the axis has none, or where it would hide a negative value."""
+    log = Figure(figsize=(5, 4)).add_subplot()
+    log.set_yscale("log")
+    p = Estimate(np.array([[0.5, 0.499, 0.001]]), np.full((1, 3), 0.0005))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plotting.histogram(log, [0, 1, 2, 3], p, xlabel="energy (eV per site)")
+    assert 0 < log.get_ylim()[0] < 0.001
+    c = Estimate(np.array([[-1e-5, 2e-5]]), np.full((1, 2), 1e-6))
+    plotting.heat_capacity(ax, [300, 600], c)
+    assert ax.get_ylim()[0] < -1e-5 / kB
 
 
 def test_symmetry_and_ground_states_show_what_is_given(ax):
