@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_model_laws import spoilt
 from torch import nn
 from toys import SYSTEMS
 
@@ -14,6 +15,7 @@ from clease_nn.models import AnyOrderARM
 from clease_nn.models.abstract import AbstractOccupationModel, conditionals, random_order
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.networks import LatticeConvolution
+from clease_nn.symmetry import site_permutations
 
 
 class SiteBias(AbstractOccupationModel):
@@ -73,6 +75,26 @@ def test_a_spoilt_model_is_not():
     assert found.order_spread < 1e-12
     [(category, text)] = found.problems()
     assert category.__name__ == "LostModeWarning" and "symmetry-related" in text
+
+
+def test_a_fixed_order_is_scored_in_its_own():
+    """One order; rows are what log_prob gives, images are among all images of their row."""
+    lattice, ensemble, box = system = SYSTEMS["two_sublattices"]()
+    model, c = spoilt("fixed_order-masked_mlp", system, True), rows(lattice, box, 5)
+    found = symmetry_check(model, ensemble, c, torch.Generator().manual_seed(0), n_images=3)
+    assert found.log_prob.shape == (5, 4, 1) and found.order_spread == 0
+    permutations = torch.as_tensor(site_permutations(lattice))
+    n = len(permutations)
+    images = Configurations(
+        lattice, c.conditions.repeat(n), c.occupations[:, permutations].reshape(-1, 8)
+    )
+    steps = model.draw_steps(Configurations.unknown(lattice, images.conditions), torch.Generator())
+    with torch.no_grad():
+        all_images = model.log_prob(images, steps=steps, fields=ensemble.fields)
+    all_images = all_images.view(5, n).numpy()
+    np.testing.assert_allclose(found.log_prob[:, 0, 0], all_images[:, 0], atol=1e-5)
+    off = np.abs(found.log_prob[:, 1:, :] - all_images[:, None]).min(2)
+    assert off.max() < 1e-5 and found.rms_difference > 0.01
 
 
 def test_numbers_are_those_of_their_definitions():
