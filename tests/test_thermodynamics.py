@@ -333,6 +333,16 @@ def test_missing_columns_are_named(draws):
         thermodynamics.averages(draws[:0])
 
 
+def test_energies_of_chains_must_be_finite(draws):
+    """NaN is refused in chains as in weights; averages of other quantities do not need energies."""
+    energy = draws.energy.clone()
+    energy[3] = float("nan")
+    chains = replace(draws, log_prob=None, energy=energy, chain=torch.arange(1000))
+    with pytest.raises(ValueError, match="an energy at T = 900 K"):
+        thermodynamics.averages(chains)
+    assert np.isfinite(thermodynamics.mean(chains, chains.counts()).value).all()
+
+
 def test_too_few_samples_are_refused(draws):
     """Nine samples carry no error."""
     with pytest.raises(ValueError, match="only 9 samples at T = 900 K"):

@@ -134,6 +134,10 @@ def groups(c: Configurations, scored: bool = False) -> list[Group]:
                 f"only {len(rows)} samples at {g.name}: no error can be given; draw at least "
                 f"{_FEWEST_SAMPLES}, better {_FEWEST_EFFECTIVE} or more"
             )
+        if scored and not bool(
+            torch.isfinite(c.energy + c.log_target)[torch.as_tensor(rows)].all()
+        ):
+            raise ValueError(f"an energy at {g.name} is NaN or infinite; check the energy model")
         doubt = _doubt_weights(g) if chain is None else _doubt_chains(c, g)
         found.append(g)
         if doubt is not None:
