@@ -38,6 +38,7 @@ from clease_nn.io import TrainedModel
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel, Fields
 from clease_nn.sampler.blocks import Blocks
+from clease_nn.sampler.orders import check_any_order
 
 __all__ = ["CanonicalBlockMoves", "match_composition"]
 
@@ -87,7 +88,8 @@ class CanonicalBlockMoves:
     Raises
     ------
     ValueError
-        If there is not one condition, the block is smaller than 2, or shapes do not match.
+        If there is not one condition, the block is smaller than 2, shapes do not match, or the
+        model has one order of drawing.
 
     Examples
     --------
@@ -127,6 +129,7 @@ class CanonicalBlockMoves:
                 f"block_size must be at least 2, got {block_size}: one site alone has nothing to "
                 "exchange at fixed composition"
             )
+        check_any_order(model, "moves at fixed composition")
         self.model, self.ensemble, self.lattice = model, ensemble, lattice
         self.conditions, self.rng, self.block_size = conditions, rng, block_size
         self.reachable = np.array(lattice.allowed if reachable is None else reachable, dtype=bool)
@@ -372,7 +375,13 @@ def match_composition(
     -------
     Conditions
         One row.
+
+    Raises
+    ------
+    ValueError
+        If the model has one order of drawing.
     """
+    check_any_order(trained.model, "moves at fixed composition")
     box = trained.range
     low, high = box.low.copy(), box.high.copy()
     n = _GRID.get(box.n_axes, 3)

@@ -24,6 +24,7 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampler.blocks import Blocks
+from clease_nn.sampler.orders import obstacle
 from clease_nn.sampling import complete
 
 __all__ = ["NeuralMoves"]
@@ -52,6 +53,12 @@ class NeuralMoves:
     batch_size : int
         Most proposals drawn together.
 
+    Raises
+    ------
+    ValueError
+        If there is not one condition, or the model has one order of drawing and cannot redraw
+        these sites, or a block, around the others.
+
     Notes
     -----
     Sites that cannot change must carry what they carried in the first :meth:`step`;
@@ -78,7 +85,11 @@ class NeuralMoves:
         self.conditions, self.rng, self.batch_size = conditions, rng, batch_size
         reachable = lattice.allowed if reachable is None else reachable
         self.reachable = np.array(reachable)
-        self.free = torch.as_tensor(np.flatnonzero(self.reachable.sum(1) > 1))
+        free = self.reachable.sum(1) > 1
+        reason = obstacle(model, lattice, free, block_size)
+        if reason is not None:
+            raise ValueError(reason)
+        self.free = torch.as_tensor(np.flatnonzero(free))
         self._mask = torch.as_tensor(self.reachable)
         self.forbidden = forbidden
         self.block_size = block_size

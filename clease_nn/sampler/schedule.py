@@ -64,7 +64,8 @@ def plan_schedule(
     starts from the present configuration and from pure species) or where the model's proposals
     carry weight at energies or observables that the chain has not seen; this last look may cost
     a third of the host's time for ``planned_steps`` and is left out where it would cost more.
-    Where few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried.
+    Where few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried,
+    unless the model has one order of drawing.
 
     Deterministic: costs are constants and the random numbers of the pilot are its own. ``chain``
     is used up; ``moves`` lends its proposals.
@@ -92,7 +93,7 @@ def plan_schedule(
         return Schedule(far, None, tau, reason=reason)
     acceptance = _acceptance(moves.draw(chain.occupations, 16)[1])
     block = None
-    if acceptance < _LOW_ACCEPTANCE:
+    if acceptance < _LOW_ACCEPTANCE and moves.model.any_order:
         best = acceptance * n_rows
         for k in sorted({max(1, n_rows // d) for d in (2, 4, 8)}):
             a = _block_acceptance(chain, moves, k)

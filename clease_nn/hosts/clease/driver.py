@@ -19,6 +19,7 @@ from clease_nn.hosts.clease.constraints import read_generator, single_trial_move
 from clease_nn.hosts.clease.modelled import AbstractModelledSampler
 from clease_nn.hosts.clease.observers import BlockAverager, corrected, feed, original
 from clease_nn.sampler import NeuralMoves, Schedule, System, plan_schedule
+from clease_nn.sampler.orders import obstacle
 from clease_nn.sampler.service import check_train
 from clease_nn.single_chain import AbstractChain, SingleChain
 from clease_nn.warnings import NoModelWarning
@@ -221,6 +222,10 @@ class AbstractNeuralSampler(AbstractModelledSampler):
         trained = self._model_for(conditions, under_way)
         n_free = int(moves.groups.free.sum())
         if trained is None or n_free == 0:
+            return
+        reason = obstacle(trained.model, self._lattice, moves.groups.reachable.sum(1) > 1)
+        if reason is not None:
+            self._models.warn(f"no neural moves are made: {reason}", NoModelWarning)
             return
         neural = NeuralMoves(
             trained.model, self._ensemble, self._lattice, conditions, self._proposal_rng,

@@ -48,6 +48,7 @@ from clease_nn.hosts.clease.expansion import (
 )
 from clease_nn.io import TrainedModel
 from clease_nn.sampler import CanonicalBlockMoves, NeuralMoves, System, match_composition
+from clease_nn.sampler.orders import check_any_order, obstacle
 from clease_nn.warnings import OutOfRangeWarning
 
 __all__ = [
@@ -259,7 +260,8 @@ class NeuralGlobalMove(_AbstractNeuralMove):
     Raises
     ------
     TypeError, ValueError
-        If the model belongs to another system, or the input is not what it should be.
+        If the model belongs to another system or has one order of drawing that does not allow
+        these moves, or the input is not what it should be.
 
     Notes
     -----
@@ -306,6 +308,10 @@ class NeuralGlobalMove(_AbstractNeuralMove):
             self._allowed &= drawn
             stuck = ~self._allowed.any(1)
             self._movable &= ~stuck
+        free = self._movable & (self._allowed.sum(1) > 1)
+        reason = obstacle(self.trained.model, self.lattice, free, block_size)
+        if reason is not None:
+            raise ValueError(reason)
 
     def _guide(self, mc):
         if self.chem_pot is None and isinstance(mc, SGCMonteCarlo):
@@ -358,7 +364,8 @@ class NeuralBlockSwap(_AbstractNeuralMove):
     Raises
     ------
     TypeError, ValueError
-        If the model belongs to another system, or the input is not what it should be.
+        If the model belongs to another system or has one order of drawing that does not allow
+        these moves, or the input is not what it should be.
     """
 
     def __init__(
@@ -374,6 +381,7 @@ class NeuralBlockSwap(_AbstractNeuralMove):
         if block_size is not None and block_size < 2:
             raise ValueError(f"block_size must be at least 2, got {block_size}")
         super().__init__(model, atoms, chem_pot, indices, system)
+        check_any_order(self.trained.model, "moves at fixed composition")
         self.block_size = block_size
 
     def _setting(self, mc, x):

@@ -24,6 +24,7 @@ from clease_nn.hosts.mchammer.modelled import AbstractModelledEnsemble, check_nu
 from clease_nn.io import TrainedModel
 from clease_nn.sampler import ModelService, NeuralMoves, Schedule, plan_schedule
 from clease_nn.sampler.keyed import KeyedMoves
+from clease_nn.sampler.orders import obstacle
 from clease_nn.sampler.service import check_train
 from clease_nn.single_chain import FlipGroups, SingleChain
 from clease_nn.warnings import NoModelWarning
@@ -405,6 +406,10 @@ class NeuralSGCEnsemble(AbstractModelledEnsemble):
         trained = self._models.lookup(conditions, self._on_demand())
         if trained is None:
             self._models.complain(conditions)
+            return
+        reason = obstacle(trained.model, self.lattice, groups.reachable.sum(1) > 1)
+        if reason is not None:
+            self._models.warn(f"no neural moves are made: {reason}", NoModelWarning)
         else:
             self._adopt(trained, conditions, groups)
 

@@ -32,6 +32,7 @@ from clease_nn.hosts.mchammer.expansion import Expansion, flip_groups
 from clease_nn.io import TrainedModel
 from clease_nn.sampler import CanonicalBlockMoves, match_composition
 from clease_nn.sampler.keyed import KeyedMoves
+from clease_nn.sampler.orders import check_any_order, obstacle
 from clease_nn.warnings import NoModelWarning, OutOfRangeWarning
 
 __all__ = ["NeuralCanonicalEnsemble", "NeuralTrialSteps"]
@@ -71,7 +72,8 @@ class NeuralTrialSteps:
         If the ensemble is one whose moves this cannot correct, or the calculator's energy is more
         than its cluster expansion.
     ValueError
-        If the model belongs to another expansion, or a number is out of its limits.
+        If the model belongs to another expansion or has one order of drawing that does not allow
+        these moves, or a number is out of its limits.
 
     Notes
     -----
@@ -136,6 +138,8 @@ class NeuralTrialSteps:
         self._sites = [s[s >= 0] for s in self._sites]
         weights = self._probabilities()
         n_free = sum(len(s) for s, p in zip(self._sites, weights, strict=True) if p > 0)
+        if self._trained is not None:
+            self._refuse_one_order(weights)
         self._every = max(1, round(self._interval * n_free)) if n_free else 0
         metadata = self.data_container.metadata
         self._seed = _seed_of(metadata.get("seed", self.random_seed))
@@ -175,6 +179,19 @@ class NeuralTrialSteps:
                     "not known here and neural moves cannot be corrected for it; mix "
                     f"NeuralTrialSteps with a class that keeps mchammer's {method}"
                 )
+
+    def _refuse_one_order(self, weights) -> None:
+        """Raise ValueError if the model cannot propose these moves."""
+        model, lattice = self._trained.model, self._expansion.system.lattice
+        if isinstance(self, CanonicalEnsemble):
+            check_any_order(model, "moves at fixed composition")
+            return
+        free = np.zeros(lattice.n_sites, dtype=bool)
+        for sites, p in zip(self._sites, weights, strict=True):
+            free[sites] = p > 0
+        reason = obstacle(model, lattice, free, self._block_size)
+        if reason is not None:
+            raise ValueError(reason)
 
     def _probabilities(self):
         """Of the sublattices, for swaps or flips."""
