@@ -13,7 +13,13 @@ from clease_nn.configurations import Configurations
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.networks import AbstractNetwork
 
-__all__ = ["AbstractOccupationModel", "Fields", "conditionals", "random_order"]
+__all__ = [
+    "AbstractOccupationModel",
+    "Fields",
+    "check_any_order",
+    "conditionals",
+    "random_order",
+]
 
 Fields = Callable[[Configurations], Tensor]
 
@@ -32,6 +38,15 @@ def conditionals(logits: Tensor, allowed: Tensor) -> Tensor:
     tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
     return logits.to(torch.float64).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+
+def check_any_order(network: AbstractNetwork) -> None:
+    """Raise ValueError if a network ignores known sites that come late in an order of its own."""
+    if not network.any_order:
+        raise ValueError(
+            f"{type(network).__name__} sees the sites before each in one order, here any sites may "
+            "be known: use FixedOrderARM with it, or another network"
+        )
 
 
 def random_order(known: Tensor, rng: torch.Generator) -> Tensor:
@@ -101,7 +116,7 @@ class AbstractOccupationModel(nn.Module, ABC):
         fields : callable, optional
             ``ensemble.fields``; needed where ``needs_fields``.
         steps : Tensor (batch, sites), optional
-            Passes to use instead of :meth:`draw_steps`.
+            Passes to use instead of :meth:`draw_steps`, -1 for the known sites and no others.
 
         Returns
         -------
@@ -112,11 +127,15 @@ class AbstractOccupationModel(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If fields are needed and absent.
+            If fields are needed and absent, ``steps`` do not belong to the unknown sites, or
+            these known sites cannot be served (:attr:`any_order`).
         """
         device = partial.occupations.device
         if steps is None:
             steps = self.draw_steps(partial, rng)
+        elif not torch.equal(steps.to(device) < 0, partial.known):
+            raise ValueError("steps must be -1 where a site is known, and 0 or more elsewhere")
+        steps = steps.to(device)
         evaluate = self._evaluator(partial, steps, fields)
         occupations = partial.occupations.clone()
         log_prob = torch.zeros(len(partial), dtype=torch.float64, device=device)
@@ -214,9 +233,9 @@ class AbstractOccupationModel(nn.Module, ABC):
         """Mean of ln q over the orders that begin like ``steps``, estimated at some passes.
 
         At pass l every site that is unknown then is scored, not only the one that ``steps`` draws
-        next: ``(drawn sites) * mean over unknown sites of ln q(x_i | x_<l)``, averaged over the
-        passes (Hoogeboom et al., ICLR 2022, eq. 5). Its noise is far below that of ``log_prob``
-        at as many passes; differentiable, (batch,), float64.
+        next: ``(passes) * (sites of pass l) * mean over unknown sites of ln q(x_i | x_<l)``,
+        averaged over the passes (Hoogeboom et al., ICLR 2022, eq. 5). Its noise is far below that
+        of ``log_prob`` at as many passes; differentiable, (batch,), float64.
 
         Parameters
         ----------
@@ -240,15 +259,16 @@ class AbstractOccupationModel(nn.Module, ABC):
         device = full.occupations.device
         steps = steps.to(device)
         out = torch.zeros(len(full), dtype=torch.float64, device=device)
-        drawn = (steps >= 0).sum(1)
+        n_passes = steps.long().amax(1) + 1
         all_rows = torch.arange(len(full), device=device).repeat_interleave(passes.shape[1])
         at = passes.to(device).reshape(-1, 1)
         for k in range(0, len(all_rows), chunk):
             rows = all_rows[k : k + chunk]
             unknown = steps[rows] >= at[k : k + chunk]
             log_q = self._log_q_of_truth(full, rows, ~unknown, fields)
-            mean = torch.where(unknown, log_q, 0.0).sum(1) / unknown.sum(1)
-            out = out.index_add(0, rows, mean * (drawn[rows] / passes.shape[1]))
+            mean = torch.where(unknown, log_q, 0.0).sum(1) / unknown.sum(1).clamp(min=1)
+            weight = (steps[rows] == at[k : k + chunk]).sum(1) * n_passes[rows] / passes.shape[1]
+            out = out.index_add(0, rows, mean * weight)
         return out
 
     def _log_q_of_truth(self, full, rows: Tensor, known: Tensor, fields) -> Tensor:

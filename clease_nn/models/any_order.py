@@ -9,7 +9,12 @@ from torch import Tensor
 
 from clease_nn.configurations import Configurations
 from clease_nn.lattice import Lattice
-from clease_nn.models.abstract import AbstractOccupationModel, conditionals, random_order
+from clease_nn.models.abstract import (
+    AbstractOccupationModel,
+    check_any_order,
+    conditionals,
+    random_order,
+)
 from clease_nn.networks import AbstractNetwork, network_from_config
 
 __all__ = ["AnyOrderARM"]
@@ -35,7 +40,8 @@ class AnyOrderARM(AbstractOccupationModel):
     Raises
     ------
     ValueError
-        If a gate is given to a network without fields: it would toss a coin for the last sites.
+        If a gate is given to a network without fields: it would toss a coin for the last sites;
+        or the network sees known sites in one order only.
 
     Examples
     --------
@@ -56,6 +62,7 @@ class AnyOrderARM(AbstractOccupationModel):
         gate: Sequence[tuple[int, int, float]] | None = None,
     ):
         super().__init__()
+        check_any_order(network)
         if gate is not None and not network.needs_fields:
             raise ValueError(
                 "a gate needs the physical conditionals; make the network with needs_fields=True"

@@ -147,14 +147,22 @@ class FixedOrderARM(AbstractOccupationModel):
         allowed = partial.lattice.allowed_mask(partial.occupations.device)
         return lambda c, row, site: conditionals(units.next(c), allowed[site])
 
-    def _steps(self, known: Tensor, lattice: Lattice) -> Tensor:
-        """Steps of rows with these known sites; see :meth:`draw_steps`."""
-        n = lattice.n_sites
+    def check_lattice(self, lattice: Lattice) -> None:
+        """Raise ValueError if the network or the order is one of another lattice."""
+        super().check_lattice(lattice)
+        self._check_length(lattice.n_sites)
+
+    def _check_length(self, n: int) -> None:
         if self.order is not None and len(self.order) != n:
             raise ValueError(
                 f"this model has an order of {len(self.order)} sites, asked for {n}; make one "
                 'with an order of this lattice, or with order="raster"'
             )
+
+    def _steps(self, known: Tensor, lattice: Lattice) -> Tensor:
+        """Steps of rows with these known sites; see :meth:`draw_steps`."""
+        n = lattice.n_sites
+        self._check_length(n)
         position = torch.arange(n, device=known.device)
         order = position if self.order is None else torch.tensor(self.order, device=known.device)
         n_known = known.sum(1, keepdim=True)

@@ -12,6 +12,7 @@ from clease_nn.lattice import UNKNOWN
 from clease_nn.models.abstract import (
     AbstractOccupationModel,
     Fields,
+    check_any_order,
     conditionals,
     random_order,
 )
@@ -48,7 +49,7 @@ class MarginalizationModel(AbstractOccupationModel):
     Raises
     ------
     ValueError
-        If both are the same object.
+        If both are the same object, or the conditional one sees known sites in one order only.
 
     Examples
     --------
@@ -70,6 +71,7 @@ class MarginalizationModel(AbstractOccupationModel):
         super().__init__()
         if conditional is marginal:
             raise ValueError("conditional and marginal must be two networks, got one object twice")
+        check_any_order(conditional)
         self.conditional = conditional
         self.marginal = marginal
 

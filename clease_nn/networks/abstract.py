@@ -23,14 +23,19 @@ class AbstractNetwork(nn.Module, ABC):
     ----------
     needs_fields : bool
         Whether ``forward`` must be given fields.
+    any_order : bool
+        Whether every known site enters the logits of every other; otherwise those before it in
+        one order alone.
     """
 
     needs_fields: bool
+    any_order: bool = True
 
     @abstractmethod
     def forward(self, c: Configurations, fields: Tensor | None) -> Tensor:
         """Logits, shape (batch, sites, species), float32; species not allowed are not masked."""
 
+    @torch.no_grad()
     def at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
         """Logits of one site of each row, (batch, species), without gradients.
 
@@ -38,13 +43,11 @@ class AbstractNetwork(nn.Module, ABC):
         """
         return self(c, fields)[torch.arange(len(c), device=site.device), site]
 
+    @abstractmethod
     def check_lattice(self, lattice: Lattice) -> None:
-        """Whether the network serves a lattice, said by not raising; networks that may not, raise.
+        """Raise ValueError if the network does not serve a lattice.
 
-        Raises
-        ------
-        ValueError
-            If it does not: another cell, parent lattice, or species.
+        Reasons are another cell, another parent lattice, or other species.
         """
 
     @abstractmethod

@@ -27,6 +27,6 @@ def check_cell(cell: str, n_sites: int, lattice: Lattice) -> None:
     if lattice.fingerprint != cell:
         raise ValueError(
             f"this network was made for the cell {cell} of {n_sites} sites, asked for "
-            f"{lattice.fingerprint} of {lattice.n_sites}; use LatticeConvolution or PaiNN, which serve "
-            "every supercell, or train another"
+            f"{lattice.fingerprint} of {lattice.n_sites}; use LatticeConvolution or PaiNN, which "
+            "serve every supercell, or train another"
         )

@@ -69,6 +69,8 @@ class MaskedMLP(AbstractNetwork):
     torch.Size([1, 16, 2])
     """
 
+    any_order = False
+
     def __init__(
         self,
         lattice: Lattice,
@@ -154,7 +156,7 @@ class MaskedMLP(AbstractNetwork):
         """
         if self.needs_fields:
             raise ValueError("with fields every site needs an evaluation of its own; use forward")
-        check_cell(self.cell, self.n_sites, c.lattice)
+        self.check_lattice(c.lattice)
         n_known = int(c.known[0].sum()) if len(c) else 0
         prefix = torch.arange(self.n_sites, device=c.occupations.device) < n_known
         if not bool((c.known[:, self.sites] == prefix).all()):
@@ -164,9 +166,13 @@ class MaskedMLP(AbstractNetwork):
             )
         return IncrementalLogits(self, c, n_known)
 
+    def check_lattice(self, lattice: Lattice) -> None:
+        """Raise ValueError if the lattice is not the supercell the network was made for."""
+        check_cell(self.cell, self.n_sites, lattice)
+
     def _shifts(self, c: Configurations) -> tuple[Tensor, ...]:
         """What the conditions add to every layer and to the logits, float32."""
-        check_cell(self.cell, self.n_sites, c.lattice)
+        self.check_lattice(c.lattice)
         out = self.conditions(condition_features(c, self.box)).float()
         return out.split([self.width] * self.layers + [self.n_sites * self.n_species], 1)
 

@@ -120,9 +120,13 @@ class MLP(AbstractNetwork):
         logits = self.head.weight.view(n, k, -1)[site].mul_(u[:, None]).sum(-1)
         return with_prior(logits + self.head.bias.view(n, k)[site], c, fields, site)
 
+    def check_lattice(self, lattice: Lattice) -> None:
+        """Raise ValueError if the lattice is not the supercell the network was made for."""
+        check_cell(self.cell, self.n_sites, lattice)
+
     def _trunk(self, c: Configurations, fields: Tensor | None) -> Tensor:
         """What the head reads, (batch, width)."""
-        check_cell(self.cell, self.n_sites, c.lattice)
+        self.check_lattice(c.lattice)
         occ = c.occupations
         species = torch.arange(self.n_species, device=occ.device, dtype=occ.dtype)
         columns = [(occ[:, :, None] == species).flatten(1), c.known]
