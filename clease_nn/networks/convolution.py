@@ -176,7 +176,7 @@ class LatticeConvolution(AbstractNetwork):
         u = _film(h, g[:, -2])
         z = neighbours.at(u, site).flatten(1)
         last = h[rows, site] + u.mean(1) @ self.pooled[-1] + z @ weights[-1]
-        logits = self.head(_film(last[:, None], g[:, -1])[:, 0])
+        logits = self.head(_film(last[:, None], g[:, -1])[:, 0]).float()
         return with_prior(logits, c, fields, site)
 
     def _trunk(self, c, fields, blocks):
@@ -189,7 +189,7 @@ class LatticeConvolution(AbstractNetwork):
         weights = (self.weights * self.shell_scale).view(self.blocks, -1, width)
         for k in range(blocks):
             u = _film(h, g[:, k])
-            z = neighbours(u).view(n * b, -1)
+            z = neighbours(u).view(n * b, weights.shape[1])
             pooled = (u.mean(1) @ self.pooled[k])[:, None]
             h = h + pooled + (z @ weights[k]).view(b, n, width)
         return h, g, weights, neighbours

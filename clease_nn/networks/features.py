@@ -115,7 +115,8 @@ def site_features(
     onehot = (occ[:, :, None] == species).to(torch.float32)
     known = onehot.sum(-1)
     columns = [onehot, known[:, :, None]]
-    columns.append((known @ share.T).view(batch, -1, sites).transpose(1, 2))
+    shells = len(share) // sites
+    columns.append((known @ share.T).view(batch, shells, sites).transpose(1, 2))
     if sublattice is not None:
         columns.append(sublattice[None].expand(batch, -1, -1))
     if fields is not None:

@@ -488,11 +488,13 @@ class _Geometry:
 def _edges(lattice: Lattice, cutoff: float):
     """Neighbours within the cutoff: sites i and j, distances (angstrom), unit vectors i to j.
 
-    Every periodic image is an edge of its own. Distances within 1e-3 angstrom become one.
+    Every periodic image is an edge of its own. Distances within 1e-3 angstrom become one, and
+    those as close to the cutoff are beyond it.
     """
     cell = lattice.template.cell.complete()
     sites = Atoms(positions=lattice.positions, cell=cell, pbc=lattice.template.pbc)
-    i, j, d, vector = neighbor_list("ijdD", sites, cutoff)
+    # a shell at the cutoff itself, where the filters end, is in or out by rounding: out
+    i, j, d, vector = neighbor_list("ijdD", sites, max(cutoff - _TOLERANCE, 0.0))
     if len(d) == 0:
         nearest = min((k[2] for k in lattice.pair_shells(1)), default=None)
         if nearest is None:

@@ -206,7 +206,7 @@ class LatticeTransformer(AbstractNetwork):
         )
         g = self.embed(totals)
         h = self.inlet(torch.cat(columns, -1)).float() + self.to_tokens(g).float()[:, None]
-        return h, self.modulate(g).float().view(batch, -1, 2, 1, self.width)
+        return h, self.modulate(g).float().view(batch, 2 * self.n_blocks + 1, 2, 1, self.width)
 
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
@@ -251,7 +251,7 @@ class _Block(nn.Module):
     def forward(self, h: Tensor, g1: Tensor, g2: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Hidden state (batch, sites, width) after the block; ``g1``, ``g2`` for :func:`_norm`."""
         batch, sites, width = h.shape
-        qkv = self.qkv(_norm(h, g1)).view(batch, sites, 3, self.heads, -1)
+        qkv = self.qkv(_norm(h, g1)).view(batch, sites, 3, self.heads, width // self.heads)
         qk = _rotate(qkv[:, :, :2], cos[:, None], sin[:, None])
         mixed = _attention(*(x.transpose(1, 2) for x in (*qk.unbind(2), qkv[:, :, 2])))
         h = h + self.out(mixed.transpose(1, 2).reshape(batch, sites, width))
@@ -267,9 +267,9 @@ class _Block(nn.Module):
         rows = torch.arange(batch, device=h.device)
         weight, bias = self.qkv.weight, self.qkv.bias
         q = functional.linear(u[rows, site], weight[:width], bias[:width])
-        q = _rotate(q.view(batch, self.heads, -1), cos[site], sin[site])
+        q = _rotate(q.view(batch, self.heads, width // self.heads), cos[site], sin[site])
         k = functional.linear(u, weight[width : 2 * width], bias[width : 2 * width])
-        k = _rotate(k.view(batch, sites, self.heads, -1), cos, sin)
+        k = _rotate(k.view(batch, sites, self.heads, width // self.heads), cos, sin)
         scores = torch.einsum("bhd,bshd->bhs", q, k).float() / math.sqrt(q.shape[-1])
         mean = torch.bmm(scores.softmax(-1), u).transpose(0, 1)  # (heads, batch, width)
         values = weight[2 * width :].view(self.heads, -1, width).transpose(1, 2)

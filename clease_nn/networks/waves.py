@@ -58,8 +58,7 @@ def site_coordinates(lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
         Fractional coordinates of the supercell relative to the first site; along axes that are
         not periodic 0 to 1/2 between the outermost sites (0 where there is one layer).
     metric : ndarray, shape (3, 3)
-        ``m @ metric`` is the wave vector of integers m in 1/angstrom (without 2 pi); infinite
-        lengths stand for axes along which nothing varies.
+        ``m @ metric`` is the wave vector of integers m in 1/angstrom (without 2 pi).
     """
     cell = np.array(lattice.template.cell.complete())
     f = lattice.positions @ np.linalg.inv(cell)
