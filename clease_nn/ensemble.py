@@ -50,8 +50,9 @@ class SemiGrandCanonical:
         if bad.any():
             row = int(bad.nonzero()[0])
             raise ValueError(
-                f"the energy of configuration {row} is {energy[row].item()} "
-                f"({int(bad.sum())} of {len(c)} are not finite); check the energy model"
+                f"the energy of configuration {row}, occupations {c.occupations[row].tolist()}, "
+                f"is {energy[row].item()} ({int(bad.sum())} of {len(c)} are not finite); check "
+                "the energy model"
             )
         return replace(c, energy=energy, log_target=self.log_weight(c, energy))
 

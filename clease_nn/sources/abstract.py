@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from clease_nn.configurations import Configurations
 from clease_nn.models import AbstractOccupationModel
@@ -38,3 +40,17 @@ class AbstractSource(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`."""
+
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """A block that leaves the state as it was if it fails or is interrupted.
+
+        For energies that fail: the same configurations are asked for when training goes on, so
+        that those that were computed are not lost and none is stepped around.
+        """
+        before = self.state_dict()
+        try:
+            yield
+        except BaseException:
+            self.load_state_dict(before)
+            raise

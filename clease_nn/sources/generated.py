@@ -142,9 +142,11 @@ class GeneratedSource(AbstractSource):
                 f"{size} rows at {self.n_conditions} conditions leave {each} a condition, at least "
                 "2 are needed; raise batch_size or lower n_conditions"
             )
-        conditions = self.schedule(self.n_conditions)
-        require_inside(self.box, conditions, "condition of the schedule")
-        full = drawn_by(model, self.ensemble, self.lattice, conditions.repeat(each), self.generator)
+        with self.all_or_nothing():
+            conditions = self.schedule(self.n_conditions)
+            require_inside(self.box, conditions, "condition of the schedule")
+            rows = conditions.repeat(each)
+            full = drawn_by(model, self.ensemble, self.lattice, rows, self.generator)
         self._evaluations += len(full)
         group = torch.arange(self.n_conditions).repeat_interleave(each)
         passes = None if self.passes is None else random_passes(full.step, self.passes, self.rng)

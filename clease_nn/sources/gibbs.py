@@ -127,22 +127,23 @@ class GibbsSource(AbstractSource):
         Rows of a condition stand together; there are at least those of one condition.
         """
         each = self.n_chains // self.n_conditions
-        if self._next == 0:
-            self._conditions = self.schedule(self.n_conditions)
-            require_inside(self.box, self._conditions, "condition of the schedule")
-        first = self._next
-        last = min(first + max(round(size / each), 1), self.n_conditions)
-        self._next = last % self.n_conditions
-        rows = slice(first * each, last * each)
-        conditions = self._conditions[first:last].repeat(each)
-        occupations = self.occupations[rows]
-        forgotten = torch.rand(occupations.shape, generator=self.rng).argsort(1)
-        known = forgotten >= self.gibbs_sites
-        partial = Configurations(
-            self.lattice, conditions, torch.where(known, occupations, UNKNOWN).to(torch.int8)
-        )
-        fields = self.ensemble.fields if model.needs_fields else None
-        full = self.ensemble.score(model.complete(partial, self.rng, fields))
+        with self.all_or_nothing():
+            if self._next == 0:
+                self._conditions = self.schedule(self.n_conditions)
+                require_inside(self.box, self._conditions, "condition of the schedule")
+            first = self._next
+            last = min(first + max(round(size / each), 1), self.n_conditions)
+            self._next = last % self.n_conditions
+            rows = slice(first * each, last * each)
+            conditions = self._conditions[first:last].repeat(each)
+            occupations = self.occupations[rows]
+            forgotten = torch.rand(occupations.shape, generator=self.rng).argsort(1)
+            known = forgotten >= self.gibbs_sites
+            partial = Configurations(
+                self.lattice, conditions, torch.where(known, occupations, UNKNOWN).to(torch.int8)
+            )
+            fields = self.ensemble.fields if model.needs_fields else None
+            full = self.ensemble.score(model.complete(partial, self.rng, fields))
         self.occupations[rows] = full.occupations
         self._evaluations += len(full)
         # given sites first, then the drawn ones in their order: all in all a uniformly random order

@@ -193,11 +193,11 @@ class ReplaySource(AbstractSource):
                 f"{size} rows at {self.n_conditions} conditions leave {each} a condition, at least "
                 "2 are needed; raise batch_size or lower n_conditions"
             )
-        conditions = self.schedule(self.n_conditions)
-        require_inside(self.box, conditions, "condition of the schedule")
-        drawn = drawn_by(
-            model, self.ensemble, self.lattice, conditions.repeat(each), self.generator
-        )
+        with self.all_or_nothing():
+            conditions = self.schedule(self.n_conditions)
+            require_inside(self.box, conditions, "condition of the schedule")
+            rows = conditions.repeat(each)
+            drawn = drawn_by(model, self.ensemble, self.lattice, rows, self.generator)
         self._evaluations += len(drawn)
         log_weight = drawn.log_weight.view(self.n_conditions, each)
         weight, self.powers = tempered_weights(log_weight, self.min_ness)
