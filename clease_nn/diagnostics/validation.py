@@ -42,6 +42,10 @@ class Validation:
         this can. The error contains the autocorrelation of the chains
         (:func:`~clease_nn.statistics.series_mean`); a single chain of fewer than 10 rows counts
         as one sample.
+    lost : ndarray, shape (conditions,), or None
+        Share of those configurations that weigh far more (10 nats, or three times
+        ``reverse_kl``) than the heaviest draw of the model, 0 where it is a single one. Sees a
+        phase that is missing where two coexist, which makes the error of ``forward_kl`` large.
     mean_weight, mean_weight_error : ndarray, shape (conditions,), or None
         ``E_q[w] - 1`` against an independent ln Z; far below zero where a mode is lost.
     catastrophic : ndarray, shape (conditions,)
@@ -57,6 +61,7 @@ class Validation:
     catastrophic: np.ndarray
     forward_kl: np.ndarray | None = None
     forward_kl_error: np.ndarray | None = None
+    lost: np.ndarray | None = None
     mean_weight: np.ndarray | None = None
     mean_weight_error: np.ndarray | None = None
 
@@ -82,6 +87,8 @@ class Validation:
         if self.forward_kl is not None:
             excess = self.forward_kl - 4 * self.forward_kl_error
             lost = excess > np.maximum(1.0, 3 * self.reverse_kl)
+            if self.lost is not None:
+                lost |= self.lost > 0
             if lost.any():
                 out.append(
                     (
@@ -218,10 +225,11 @@ def validate(
         )
     if chains is None:
         return out
-    return replace(out, **_forward(model, ensemble, chains, conditions, reference, rng))
+    heavy = log_w.max(1).values.numpy() + np.maximum(_CATASTROPHE, 3 * out.reverse_kl)
+    return replace(out, **_forward(model, ensemble, chains, conditions, reference, heavy, rng))
 
 
-def _forward(model, ensemble, chains, conditions, log_z, rng) -> dict:
+def _forward(model, ensemble, chains, conditions, log_z, heavy, rng) -> dict:
     """Forward KL at each condition from configurations drawn without the model."""
     steps = model.draw_steps(
         replace(chains, occupations=torch.full_like(chains.occupations, -1)), rng
@@ -231,18 +239,21 @@ def _forward(model, ensemble, chains, conditions, log_z, rng) -> dict:
         log_q = model.log_prob(chains, steps=steps, fields=fields)
     log_p = ensemble.score(chains).log_target
     labels = torch.arange(len(chains)) if chains.chain is None else chains.chain
-    kl, error = np.full(len(conditions), np.nan), np.full(len(conditions), np.nan)
+    kl, error, lost = np.full((3, len(conditions)), np.nan)
     for k in range(len(conditions)):
         rows = (chains.conditions.temperature == conditions.temperature[k]) & (
             chains.conditions.mu == conditions.mu[k]
         ).all(1)
-        d, label = ((log_p - log_q)[rows] - log_z[k]).numpy(), labels[rows].numpy()
+        log_w, label = (log_p - log_q)[rows].numpy(), labels[rows].numpy()
+        d = log_w - log_z[k].item()
         if len(d) > 1:
             estimate = series_mean([d[label == c] for c in np.unique(label)])
             kl[k], error[k] = estimate.value, estimate.error
+            heavier = int((log_w > heavy[k]).sum())
+            lost[k] = heavier / len(d) if heavier > 1 else 0.0
     if np.isnan(kl).any():
         raise ValueError(
             "validate needs at least 2 chain configurations at every condition; hand it chains "
             "at the same conditions"
         )
-    return {"forward_kl": kl, "forward_kl_error": error}
+    return {"forward_kl": kl, "forward_kl_error": error, "lost": lost}
