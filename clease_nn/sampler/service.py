@@ -209,12 +209,15 @@ class ModelService:
         recipe : str
             Model, network, objective and source by name (:func:`clease_nn.recipes.recipe`).
         **options
-            To :func:`clease_nn.training.fit`; they go before those of the recipe.
+            To :func:`clease_nn.training.fit`; they go before those of the recipe, where they are
+            not None.
         """
         if max_seconds is None and max_steps is None:
             max_seconds = 120
         ensemble = self.system.ensemble if ensemble is None else ensemble
         named = recipes.recipe(recipe, ensemble, self.system.lattice, box, seed=seed)
+        options = {k: v for k, v in options.items() if not (v is None and k in named)}
+        replaced = [k for k in ("model", "stages") if options.get(k) is not None]
         trained = fit(
             ensemble,
             self.system.lattice,
@@ -226,7 +229,7 @@ class ModelService:
         )
         own = {
             "parent_fingerprint": self.system.key,
-            "recipe": recipe,
+            "recipe": f"{recipe} but for {' and '.join(replaced)}" if replaced else recipe,
             **self.system.details,
             **(metadata or {}),
         }
