@@ -48,7 +48,9 @@ def test_info_on_a_foreign_file(tmp_path):
     lattice, _, box = binary()
     net = LatticeConvolution(lattice, box, channels=16, blocks=1)
     TrainedModel(AnyOrderARM(net), box, {"species": ["Au", "Cu"]}).save(path)
-    assert '"species"' in run("info", path).output
+    shown = json.loads(run("info", path).output)
+    assert shown["species"] == ["Au", "Cu"]
+    assert (shown["model"], shown["networks"]) == ("AnyOrderARM", ["LatticeConvolution"])
 
 
 def test_info_shows_the_report_of_a_surrogate(tmp_path):

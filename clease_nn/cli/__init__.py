@@ -49,6 +49,7 @@ def demo(seconds: float, out: Path, seed: int, short: bool) -> None:
 def info(path: Path) -> None:
     """Say what a model file holds."""
     from clease_nn.io import ModelFileError, TrainedModel
+    from clease_nn.networks import AbstractNetwork
 
     try:
         trained = TrainedModel.load(path)
@@ -58,4 +59,10 @@ def info(path: Path) -> None:
     if "surrogate" in shown:  # the expansion itself is long
         shown["surrogate"] = shown["surrogate"]["report"]
     parameters = sum(p.numel() for p in trained.model.parameters())
-    click.echo(json.dumps({"parameters": parameters, **shown}, indent=1))
+    networks = [m for m in trained.model.modules() if isinstance(m, AbstractNetwork)]
+    what = {
+        "model": type(trained.model).__name__,
+        "networks": [type(network).__name__ for network in networks],
+        "parameters": parameters,
+    }
+    click.echo(json.dumps({**what, **shown}, indent=1))
