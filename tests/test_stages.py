@@ -7,9 +7,10 @@ import pytest
 import torch
 from training_toys import ising, model
 
+from clease_nn import training
 from clease_nn.diagnostics import kl_gap
 from clease_nn.ensemble import SemiGrandCanonical
-from clease_nn.io import ModelFileError
+from clease_nn.io import ModelFileError, read_state
 from clease_nn.objectives import LogVariance, Reinforce, cross_entropy
 from clease_nn.sampling import sample
 from clease_nn.schedules import Annealing, RandomWalk
@@ -45,12 +46,12 @@ def run(system, stages, steps, kind="any", batch_size=64, learning_rate=1e-2, **
 def gaps(system, of):
     """Mean KL gap against enumeration, and the largest z of ln Z."""
     lattice, ensemble, box = system
-    grid = box.grid(3, 3)
+    grid = box.grid(2, 2)
     exact = ensemble.enumerate(lattice).log_z(grid)
-    c = sample(of, ensemble, lattice, grid.repeat(400), torch.Generator().manual_seed(0))
-    log_w = c.log_weight.view(len(grid), 400)
+    c = sample(of, ensemble, lattice, grid.repeat(300), torch.Generator().manual_seed(0))
+    log_w = c.log_weight.view(len(grid), 300)
     w = torch.exp(log_w - exact[:, None])
-    z = (w.mean(1) - 1) / (w.std(1) / np.sqrt(400))
+    z = (w.mean(1) - 1) / (w.std(1) / np.sqrt(300))
     return float(kl_gap(log_w, exact).mean()), float(z.abs().max())
 
 
@@ -65,15 +66,21 @@ WAYS = {
 }
 
 
+@pytest.fixture
+def short_average(monkeypatch):
+    """Weights averaged over about ten steps: the usual hundred are more than these runs have."""
+    monkeypatch.setattr(training, "_EMA", 0.9)
+
+
 @pytest.mark.parametrize("way", sorted(WAYS))
-def test_every_way_of_training_lowers_the_kl_gap(way):
-    """A short training on six sites: gap far below the untrained one, ln Z exact within errors."""
-    system = ising(3, 2)
+def test_every_way_of_training_lowers_the_kl_gap(way, short_average):
+    """A short training on four sites: gap far below the untrained one, ln Z exact within errors."""
+    system = ising()
     kind, stages = WAYS[way]
     before, _ = gaps(system, model(kind, system[0], width=32))
-    trained = run(system, stages(system), 250, kind, batch_size=128)
+    trained = run(system, stages(system), 100, kind, learning_rate=2e-2)
     after, z = gaps(system, trained.model)
-    assert after < 0.15 * before and after < 0.25
+    assert after < 0.2 * before and after < 0.3
     assert z < 4.5
 
 
@@ -92,7 +99,7 @@ def test_stages_switch_at_their_shares():
     assert [s["steps"] for s in done["stages"]] == [10, 30]
     assert len(seen) == 31  # one call compiles
     assert done["stages"][0]["source"] == "GeneratedSource"
-    assert done["stages"][0]["objective"] == "Reinforce(advantage='standardized')"
+    assert done["stages"][0]["objective"] == repr(Reinforce())
     assert done["stages"][1]["objective"] == "watched"
     assert done["stages"][0]["energy_evaluations"] == 11 * 64
     assert done["energy_evaluations"] == sum(s["energy_evaluations"] for s in done["stages"])
@@ -107,17 +114,17 @@ def test_a_source_of_two_stages_counts_once():
     assert [s["steps"] for s in done["stages"]] == [4, 4]
 
 
-def test_warm_up_by_one_finish_by_another():
+def test_warm_up_by_one_finish_by_another(short_average):
     """Parallel tempering first, then the model's own draws on an annealed random walk."""
-    system = ising(3, 2)
-    schedule = Annealing(RandomWalk(system[2], 3000.0, 0.1), 50000.0, 0.95)
+    system = ising()
+    schedule = Annealing(RandomWalk(system[2], 3000.0, 0.1), 50000.0, 0.9)
     stages = [
         Stage(tempering(system)),
         Stage(generated(system, passes=3, schedule=schedule), Reinforce("leave_one_out")),
     ]
-    trained = run(system, stages, 300)
+    trained = run(system, stages, 100)
     gap, z = gaps(system, trained.model)
-    assert gap < 0.1 and z < 4.5
+    assert gap < 0.2 and z < 4.5
     assert math.isfinite(trained.metadata["validation"]["forward_kl_mean_nats"])
 
 
@@ -129,14 +136,17 @@ def several(system):
     ]
 
 
-@pytest.mark.parametrize("at", [2, 7, 8, 14])
-@pytest.mark.parametrize("kind", ["any", "fixed"])
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch, at, kind):
-    """Interrupted in any stage, or between two, a run ends at the bitwise same weights."""
-    from clease_nn import training
-
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Runs of 16 steps without a break, by kind of model."""
     system = ising()
-    whole = run(system, several(system), 16, kind)
+    return {kind: run(system, several(system), 16, kind) for kind in ("any", "fixed")}
+
+
+@pytest.mark.parametrize("kind, at", [("any", 2), ("any", 8), ("fixed", 7), ("fixed", 14)])
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch, uninterrupted, kind, at):
+    """Interrupted in any stage, or between two, a run ends at the bitwise same weights."""
+    system, whole = ising(), uninterrupted[kind]
     step = training._Trainer.step
 
     def interrupted(self, progress):
@@ -157,8 +167,6 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch, at, kin
 
 def test_an_interrupt_before_the_first_step_resumes_exactly(tmp_path, monkeypatch):
     """Warming up is not repeated by a run that goes on from step 0."""
-    from clease_nn import training
-
     system = ising()
     whole = run(system, several(system), 4)
 
@@ -173,6 +181,14 @@ def test_an_interrupt_before_the_first_step_resumes_exactly(tmp_path, monkeypatc
         assert torch.equal(p, q)
 
 
+@pytest.fixture(scope="module")
+def checkpoint_of_several(tmp_path_factory):
+    """A checkpoint of three stages; whoever is refused leaves it as it is."""
+    path = tmp_path_factory.mktemp("stages") / "c"
+    run(ising(), several(ising()), 2, checkpoint=path)
+    return path
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
@@ -185,12 +201,11 @@ def test_an_interrupt_before_the_first_step_resumes_exactly(tmp_path, monkeypatc
         ),
     ],
 )
-def test_checkpoint_of_other_stages_is_refused(tmp_path, change, match):
+def test_checkpoint_of_other_stages_is_refused(checkpoint_of_several, change, match):
     """Another number, order, source, objective or setting of one; both lists are named."""
     system = ising()
-    run(system, several(system), 2, checkpoint=tmp_path / "c")
     with pytest.raises(ModelFileError, match=match):
-        run(system, change(system), 4, checkpoint=tmp_path / "c")
+        run(system, change(system), 4, checkpoint=checkpoint_of_several)
 
 
 def test_without_independent_chains_a_lost_mode_cannot_be_seen(capsys):
@@ -198,7 +213,7 @@ def test_without_independent_chains_a_lost_mode_cannot_be_seen(capsys):
     lattice, ensemble, box = ising()
     bare = SemiGrandCanonical(lambda lattice, x: ensemble.energy(lattice, x))
     with pytest.warns(TrainingWarning, match="no independent chains: a lost mode cannot be seen"):
-        out = run((lattice, bare, box), [Stage(replay((lattice, bare, box)))], 200)
+        out = run((lattice, bare, box), [Stage(replay((lattice, bare, box)))], 20)
     assert "forward_kl_mean_nats" not in out.metadata["validation"]
     assert out.metadata["independent_chains"] is False
 
@@ -210,3 +225,50 @@ def test_a_run_needs_stages():
         run(system, [], 1)
     with pytest.raises(ValueError, match="share of a stage must be positive, got 0"):
         Stage(generated(system), Reinforce(), 0)
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weights(tmp_path):
+    """The run ends with an error; the checkpoint holds the finite weights before that step."""
+    system = ising()
+
+    def diverging(model, batch):
+        loss, metrics = cross_entropy(model, batch)
+        return torch.sqrt(loss - loss.detach()) + loss, metrics  # sqrt'(0) is infinite
+
+    stages = [Stage(generated(system), cross_entropy), Stage(generated(system), diverging)]
+    with pytest.raises(FloatingPointError, match=r"gradient is (nan|inf) at step 4; lower"):
+        run(system, stages, 8, checkpoint=tmp_path / "c")
+    state = read_state(tmp_path / "c", "checkpoint")
+    assert state["step"] == 4
+    assert all(torch.isfinite(p).all() for p in state["model"].values())
+
+
+@pytest.mark.parametrize("source", [generated, replay])
+def test_training_goes_on_with_the_configurations_whose_energies_failed(tmp_path, source):
+    """A run that an energy ended, continued, is bitwise one in which it never failed."""
+    lattice, ensemble, box = ising()
+    calls = []
+
+    def failing(lattice, occupations):
+        calls.append(occupations.clone())
+        if len(calls) == 5:  # one probe, one to warm up: in the third step
+            raise RuntimeError("the code crashed")
+        return ensemble.energy(lattice, occupations)
+
+    bare = lattice, SemiGrandCanonical(failing), box
+    every = {"every": 1} if source is replay else {}
+    objective = cross_entropy if source is replay else Reinforce()
+
+    def go(of, **options):
+        return run(of, [Stage(source(of, **every), objective)], 6, **options)
+
+    with pytest.raises(RuntimeError, match="the code crashed"):
+        go(bare, checkpoint=tmp_path / "c")
+    failed = calls[4]
+    calls[:] = calls[:2]  # never again the fifth
+    calls.extend([failed] * 4)
+    resumed = go(bare, checkpoint=tmp_path / "c")
+    assert any(torch.equal(failed, c) for c in calls[6:])
+    whole = go((lattice, SemiGrandCanonical(lambda *a: ensemble.energy(*a)), box))
+    for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q)
