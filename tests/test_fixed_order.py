@@ -1,4 +1,7 @@
-"""Laws of models with one order of drawing, and of the masked network made for them."""
+"""Laws of models with one order of drawing, and of the masked network made for them.
+
+Those that every model shares, ln Z among them, are in ``test_model_laws``.
+"""
 
 from dataclasses import replace
 
@@ -13,8 +16,6 @@ from clease_nn.io import TrainedModel
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import FixedOrderARM
 from clease_nn.networks import MLP, LatticeConvolution, MaskedMLP
-from clease_nn.sampling import sample
-from clease_nn.statistics import log_mean_exp
 
 KINDS = ["masked", "masked_fields", "mlp", "convolution"]
 
@@ -195,30 +196,6 @@ def test_incremental_drawing_draws_what_the_generic_loop_draws():
     slow = model.complete(partial, torch.Generator().manual_seed(0))
     assert torch.equal(fast.occupations, slow.occupations)
     assert torch.allclose(fast.log_prob, slow.log_prob, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["masked", "mlp"])
-def test_log_z_of_a_spoilt_model_is_unbiased(system, kind):
-    """Importance sampling corrects a wrong model: z-scores of Z over replicas and conditions."""
-    lattice, ensemble, box = system
-    model = spoilt_model(lattice, box, kind, strength=0.1)
-    hot = np.random.default_rng(0).random((4, 1 + box.n_axes))
-    hot[:, 0] = 0.7 + 0.3 * hot[:, 0]  # where a model that knows no energy has an ESS at all
-    grid = box.at(hot)
-    exact = ensemble.enumerate(lattice).log_z(grid)
-    n, replicas = 1500, 20
-    drawn = sample(model, ensemble, lattice, grid.repeat(n * replicas),
-                   torch.Generator().manual_seed(7), batch_size=2048)  # fmt: skip
-    weights = drawn.log_weight.view(len(grid), replicas, n)
-    z = []
-    for k in range(len(grid)):
-        for r in range(replicas):
-            estimate = log_mean_exp(weights[k, r].numpy())
-            if estimate.ness * n >= 200:
-                z.append((estimate.value - exact[k].item()) / estimate.error)
-    z = np.array(z)
-    assert len(z) >= 20
-    assert abs(z.mean()) < 4 / np.sqrt(len(z)) and 0.8 < z.std() < 1.2
 
 
 @pytest.mark.parametrize("kind", ["masked", "mlp"])

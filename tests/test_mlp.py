@@ -1,4 +1,4 @@
-"""Laws of the multilayer perceptron with the any-order model."""
+"""Laws of the multilayer perceptron; those all networks share are in ``test_model_laws``."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,6 @@ from clease_nn.io import TrainedModel
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AnyOrderARM
 from clease_nn.networks import MLP
-from clease_nn.sampling import sample
-from clease_nn.statistics import log_mean_exp
 
 
 def spoilt_model(lattice, box, *, seed=0, needs_fields=True, strength=0.3):
@@ -104,27 +102,6 @@ def test_untrained_network_is_the_physical_prior():
     expected = fields * c.known.float().mean(1)[:, None, None] ** 3
     with torch.no_grad():
         assert torch.allclose(MLP(lattice, box, width=8)(c, fields), expected)
-
-
-def test_log_z_of_a_spoilt_model_is_unbiased(system):
-    """Importance sampling corrects a wrong model: z-scores of Z over replicas and conditions."""
-    lattice, ensemble, box = system
-    model = spoilt_model(lattice, box, strength=0.1)
-    grid = box.grid(2, 2)
-    exact = ensemble.enumerate(lattice).log_z(grid)
-    n, replicas = 600, 20
-    drawn = sample(model, ensemble, lattice, grid.repeat(n * replicas),
-                   torch.Generator().manual_seed(7), batch_size=2048)  # fmt: skip
-    weights = drawn.log_weight.view(len(grid), replicas, n)
-    z = []
-    for k in range(len(grid)):
-        for r in range(replicas):
-            estimate = log_mean_exp(weights[k, r].numpy())
-            if estimate.ness * n >= 200:
-                z.append((estimate.value - exact[k].item()) / estimate.error)
-    z = np.array(z)
-    assert len(z) >= 20
-    assert abs(z.mean()) < 4 / np.sqrt(len(z)) and 0.8 < z.std() < 1.2
 
 
 def test_mean_over_passes_is_the_full_log_prob():

@@ -13,8 +13,8 @@ from clease_nn.configurations import Configurations
 from clease_nn.energies.ising import ising_energy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
-from clease_nn.models import AnyOrderARM
-from clease_nn.networks import LatticeConvolution, network_from_config
+from clease_nn.models import AnyOrderARM, MarginalizationModel
+from clease_nn.networks import LatticeConvolution, MaskedMLP, network_from_config
 from clease_nn.sampling import complete, sample
 from clease_nn.statistics import log_mean_exp
 
@@ -328,3 +328,55 @@ def test_average_over_orders_is_that_of_all_orders():
     assert torch.allclose(one.mean(), log_q.mean(), atol=1e-5)
     assert torch.allclose(averaged.mean(), log_q.mean(), atol=1e-5)
     assert averaged.var() < one.var()
+
+
+def test_estimates_over_orders_of_partly_given_rows():
+    """Rows with few or no drawn sites count for what they draw, and never become NaN."""
+    lattice, _, box = binary()
+    model = spoilt_model(lattice, box, needs_fields=False)
+    states = torch.randint(0, 2, (3, 8), generator=torch.Generator().manual_seed(0))
+    full = Configurations(lattice, box.at([[0.2, 0.6]]).repeat(3), states)
+    steps = torch.full((3, 8), -1, dtype=torch.int16)
+    steps[1, 3] = 0
+    steps[2] = torch.arange(8)
+    passes = torch.arange(8).expand(3, 8)
+    with torch.no_grad():
+        out = model.log_prob_over_orders(full, steps=steps, passes=passes[:, :1])
+        every = model.log_prob_over_orders(full, steps=steps, passes=passes)
+        exact = model.log_prob(full, steps=steps)
+    assert torch.isfinite(every).all()
+    assert out[0] == every[0] == 0 and torch.isclose(out[1], exact[1])
+
+
+def test_steps_to_draw_by_belong_to_the_unknown_sites():
+    """A known site is never redrawn, an unknown one never left out."""
+    lattice, _, box = binary()
+    model = spoilt_model(lattice, box, needs_fields=False)
+    c = Configurations(lattice, box.at([[0.5, 0.5]]), [[0, 1, -1, -1, -1, -1, -1, -1]])
+    for steps in (torch.arange(8)[None], torch.full((1, 8), -1), torch.arange(6)[None]):
+        with pytest.raises(ValueError, match="-1 where a site is known"):
+            model.complete(c, torch.Generator(), steps=steps)
+    ordered = torch.arange(-2, 6).clamp(min=-1)[None]
+    assert torch.equal(model.complete(c, torch.Generator(), steps=ordered).step, ordered)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 8, 1000])
+def test_chunks_do_not_matter(chunk):
+    """Passes are evaluated in pieces of any size with the same result."""
+    lattice, ensemble, box = binary()
+    model = spoilt_model(lattice, box)
+    c = Configurations.unknown(lattice, box.grid(2, 2))
+    drawn = model.complete(c, torch.Generator().manual_seed(0), ensemble.fields)
+    with torch.no_grad():
+        out = model.log_prob(drawn, steps=drawn.step, fields=ensemble.fields, chunk=chunk)
+    assert torch.allclose(out, drawn.log_prob, atol=1e-5)
+
+
+def test_a_masked_network_is_refused_where_any_sites_may_be_known():
+    """It would ignore known sites that come late in its order."""
+    lattice, _, box = binary()
+    masked = MaskedMLP(lattice, box, width=8)
+    other = LatticeConvolution(lattice, box, needs_fields=False)
+    for make in (lambda: AnyOrderARM(masked), lambda: MarginalizationModel(masked, other)):
+        with pytest.raises(ValueError, match="MaskedMLP .* use FixedOrderARM"):
+            make()

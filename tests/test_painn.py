@@ -175,33 +175,7 @@ def test_directions_without_periodicity_have_no_neighbours():
     assert change[1].tolist() == [True, True, True, True, True, False, False, False]
 
 
-# ------------------------------------------------------------------ a model
-@pytest.mark.parametrize("needs_fields", [True, False])
-def test_probabilities_of_all_states_sum_to_one(system, needs_fields):
-    """For a fixed order sum_x q(x) = 1."""
-    lattice, ensemble, box = system
-    model = AnyOrderARM(spoilt_network(lattice, box, needs_fields=needs_fields))
-    states = ensemble.enumerate(lattice).occupations
-    full = Configurations(lattice, box.at([[0.3] * (1 + box.n_axes)]).repeat(len(states)), states)
-    order = torch.randperm(lattice.n_sites, generator=torch.Generator().manual_seed(1))
-    steps = order.to(torch.int16).expand(len(states), -1)
-    fields = ensemble.fields if needs_fields else None
-    with torch.no_grad():
-        total = torch.logsumexp(model.log_prob(full, steps=steps, fields=fields), 0)
-    assert abs(total.item()) < 1e-5
-
-
-def test_drawn_log_prob_is_the_recomputed_one(system):
-    """complete() and log_prob() say the same about the same configuration and steps."""
-    lattice, ensemble, box = system
-    model = AnyOrderARM(spoilt_network(lattice, box, needs_fields=True))
-    partial = partial_configurations(lattice, box, 48)
-    partial.occupations[:16] = UNKNOWN
-    drawn = model.complete(partial, torch.Generator().manual_seed(3), ensemble.fields)
-    again = model.log_prob(drawn, steps=drawn.step, fields=ensemble.fields).detach()
-    assert torch.allclose(drawn.log_prob, again, atol=1e-4, rtol=0)
-
-
+# ------------------------------------------------------------------ as a function
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize(
     "lattice",
@@ -321,6 +295,13 @@ def test_impossible_sizes_are_refused(options, message):
     lattice, _, box = binary()
     with pytest.raises(ValueError, match=message):
         PaiNN(lattice, box, **options)
+
+
+@pytest.mark.parametrize("cutoff", [1.0, 1.0 + 1e-9, 1.0005])
+def test_a_shell_at_the_cutoff_is_beyond_it(cutoff):
+    """Where the filters end there is nothing to hear: no division by a vanishing envelope."""
+    with pytest.raises(ValueError, match="no site has a neighbour within the cutoff of 1"):
+        PaiNN(Lattice.square(3), BOX, cutoff=cutoff)
 
 
 def test_a_lattice_without_neighbours_is_refused():

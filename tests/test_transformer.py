@@ -1,4 +1,4 @@
-"""Laws of the lattice Transformer: symmetry, positions, likelihoods, files, refusals."""
+"""Laws of the lattice Transformer: symmetry, positions, files, refusals."""
 
 import numpy as np
 import pytest
@@ -115,34 +115,7 @@ def test_ends_of_an_axis_that_is_not_periodic_differ():
         assert torch.allclose(out, expected, atol=1e-5)
 
 
-# ------------------------------------------------------------------ likelihoods
-@pytest.mark.parametrize("needs_fields", [True, False])
-def test_probabilities_of_all_states_sum_to_one(system, needs_fields):
-    """For a fixed order of drawing sum_x q(x) = 1."""
-    lattice, ensemble, box = system
-    model = AnyOrderARM(spoilt(lattice, box, needs_fields=needs_fields))
-    states = ensemble.enumerate(lattice).occupations
-    full = Configurations(lattice, box.at([[0.3] * (1 + box.n_axes)]).repeat(len(states)), states)
-    order = torch.randperm(lattice.n_sites, generator=torch.Generator().manual_seed(1))
-    steps = order.to(torch.int16).expand(len(states), -1)
-    with torch.no_grad():
-        log_q = model.log_prob(full, steps=steps, fields=ensemble.fields)
-    assert abs(torch.logsumexp(log_q, 0).item()) < 1e-5
-    assert log_q.std() > 0.1
-
-
-@pytest.mark.parametrize("needs_fields", [True, False])
-def test_drawn_log_prob_is_the_recomputed_one(system, needs_fields):
-    """complete() and log_prob() say the same about the same configuration and steps."""
-    lattice, ensemble, box = system
-    model = AnyOrderARM(spoilt(lattice, box, needs_fields=needs_fields))
-    c = Configurations.unknown(lattice, box.grid(4, 3))
-    drawn = model.complete(c, torch.Generator().manual_seed(3), ensemble.fields)
-    with torch.no_grad():
-        again = model.log_prob(drawn, steps=drawn.step, fields=ensemble.fields)
-    assert torch.allclose(drawn.log_prob, again, atol=1e-4, rtol=0)
-
-
+# ------------------------------------------------------------------ as a function
 @pytest.mark.parametrize("needs_fields", [True, False])
 def test_logits_at_a_site_are_those_of_forward(system, needs_fields):
     """at() is forward() at the asked sites."""
