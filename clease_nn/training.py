@@ -260,7 +260,8 @@ def fit(
         Written every 30 seconds and at the end; if the file exists, training continues from it.
         A write that fails is a warning, training goes on.
     validation_samples : int
-        Draws at each of 24 conditions in the final validation.
+        Draws at each of 24 conditions in the final validation, at least 2. An energy that fails
+        there is a warning, and the model comes without validation.
     threads : int
         Torch threads; the arrays are too small to gain from more than a few.
     precision : str
@@ -297,6 +298,8 @@ def fit(
             raise ValueError(f"{name} must be positive, got {value}")
     if batch_size is None:
         batch_size = 2 ** max(round(math.log2(1024 / math.sqrt(lattice.n_sites))), 5)
+    if validation_samples < 2:
+        raise ValueError(f"validation_samples must be at least 2, got {validation_samples}")
     if target_ness is not None and not 0 < target_ness <= 1:
         raise ValueError(f"target_ness must lie in (0, 1], got {target_ness}")
     if checkpoint is not None and not Path(checkpoint).resolve().parent.is_dir():
@@ -337,7 +340,7 @@ def fit(
             final = trainer.average.module
             final.eval()
             report = None
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt), _excused("the model was not validated"):
                 chains = stages[-1].source.chain_configurations(24, 8)
                 where = _spread(box, 24) if chains is None else _distinct(chains)
                 report = validate(
@@ -408,10 +411,11 @@ def _loop(
                 recent.clear()
                 entry = {"step": trainer.step_count, "seconds": trainer.seconds, **metrics}
                 if now >= next_check and now < 1.0:
-                    ness = _quick_ness(trainer, ensemble, lattice, box, 16)
-                    if target_ness is not None and ness >= target_ness:
-                        ness = _quick_ness(trainer, ensemble, lattice, box, 128)
-                    entry["ness"] = ness
+                    with _excused("no look at NESS"):
+                        seen = _quick_ness(trainer, ensemble, lattice, box, 16)
+                        if target_ness is not None and seen >= target_ness:
+                            seen = _quick_ness(trainer, ensemble, lattice, box, 128)
+                        ness = entry["ness"] = seen
                     next_check = (math.floor(now * _CHECKS) + 1) / _CHECKS
                 trainer.history.append(entry)
                 bar.update(int(100 * min(now, 1.0)) - bar.n)
@@ -434,6 +438,12 @@ def _loop(
             TrainingWarning,
             stacklevel=3,
         )
+    except Exception as error:
+        kept = "with checkpoint= a file would continue it"
+        if checkpoint is not None:
+            kept = f"{checkpoint} continues it"
+        error.add_note(f"training stopped after {trainer.step_count} steps; {kept}")
+        raise
     finally:
         bar.close()
         if checkpoint is not None:
@@ -442,6 +452,15 @@ def _loop(
         by_time = max_seconds is not None and trainer.seconds >= max_seconds
         stopped = "seconds" if by_time else "steps"
     return stopped
+
+
+@contextlib.contextmanager
+def _excused(what: str) -> Iterator[None]:
+    """A block that may fail, with a warning: what was trained is not lost to a single energy."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: {type(error).__name__}: {error}", TrainingWarning, stacklevel=4)
 
 
 def _description(trainer: _Trainer, progress: float) -> str:

@@ -262,8 +262,9 @@ def test_training_goes_on_with_the_configurations_whose_energies_failed(tmp_path
     def go(of, **options):
         return run(of, [Stage(source(of, **every), objective)], 6, **options)
 
-    with pytest.raises(RuntimeError, match="the code crashed"):
+    with pytest.raises(RuntimeError, match="the code crashed") as raised:
         go(bare, checkpoint=tmp_path / "c")
+    assert "after 2 steps" in raised.value.__notes__[-1]
     failed = calls[4]
     calls[:] = calls[:2]  # never again the fifth
     calls.extend([failed] * 4)
@@ -272,3 +273,30 @@ def test_training_goes_on_with_the_configurations_whose_energies_failed(tmp_path
     whole = go((lattice, SemiGrandCanonical(lambda *a: ensemble.energy(*a)), box))
     for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_energies_that_fail_in_a_validation_cost_no_model():
+    """The trained weights are returned with a warning, as they are where nothing fails."""
+    lattice, ensemble, box = ising()
+    calls = []
+
+    def failing(lattice, occupations):
+        calls.append(len(occupations))
+        if len(calls) > 6:  # a probe, one to warm up, four steps
+            raise RuntimeError("the code crashed")
+        return ensemble.energy(lattice, occupations)
+
+    bare = lattice, SemiGrandCanonical(failing), box
+    with pytest.warns(TrainingWarning, match="not validated: RuntimeError: the code crashed"):
+        trained = run(bare, [Stage(generated(bare), Reinforce())], 4)
+    whole = run((lattice, ensemble, box), [Stage(generated(ising()), Reinforce())], 4)
+    assert trained.metadata["validation"] is None
+    for p, q in zip(whole.model.parameters(), trained.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_validation_needs_two_samples():
+    """Refused before training."""
+    lattice, ensemble, box = ising()
+    with pytest.raises(ValueError, match="validation_samples must be at least 2, got 1"):
+        fit(ensemble, lattice, box, max_steps=1, validation_samples=1)
