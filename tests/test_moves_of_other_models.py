@@ -107,6 +107,26 @@ def test_a_schedule_never_plans_blocks_for_a_fixed_order(monkeypatch):
         assert bool(sizes) == blocks
 
 
+def test_neural_moves_are_as_frequent_as_their_network_is_cheap():
+    """A perceptron uses each weight once, not once a site; its moves are planned accordingly."""
+    lattice, ensemble, box = binary()
+    at = box.at([[0.9, 0.4]])
+    groups = FlipGroups([(range(8), range(2))], lattice.allowed)
+    intervals = []
+    for network in (
+        MLP(lattice, box, width=256, layers=4),
+        LatticeTransformer(lattice, box, width=64, blocks=4, heads=2),
+    ):
+        chain = SingleChain(ensemble.energy.tables, np.eye(2))
+        chain.set(at.kT.item(), at.mu[0].numpy(), groups)
+        moves = NeuralMoves(AnyOrderARM(network), ensemble, lattice, at, torch.Generator())
+        x = np.zeros(8, np.int8)
+        chain.load(x, moves.energy(x))
+        intervals.append((plan_schedule(chain, moves, 8).interval, network.n_weights))
+    (perceptron, many), (shared, few) = intervals
+    assert 0.7 < many / few < 1.4 and perceptron < shared / 3
+
+
 @pytest.mark.parametrize("model", [fixed, marginalization])
 def test_moves_sample_the_boltzmann_distribution(model):
     """Chains of global proposals of either model have the exact distribution."""

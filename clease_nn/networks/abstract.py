@@ -50,6 +50,18 @@ class AbstractNetwork(nn.Module, ABC):
         Reasons are another cell, another parent lattice, or other species.
         """
 
+    def multiplications(self, n_sites: int) -> int:
+        """Roughly how many multiplications the logits of one configuration cost.
+
+        Here those of networks that use every weight at every site.
+        """
+        return n_sites * self.n_weights
+
+    @property
+    def n_weights(self) -> int:
+        """Number of trainable weights."""
+        return sum(p.numel() for p in self.parameters())
+
     @abstractmethod
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network, with its ``class``."""

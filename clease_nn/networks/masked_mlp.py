@@ -182,6 +182,10 @@ class MaskedMLP(AbstractNetwork):
         onehot = c.occupations[:, self.sites, None] == species
         return onehot.flatten(1).to(torch.float32)
 
+    def multiplications(self, n_sites: int) -> int:
+        """Every weight once, as sites share none."""
+        return self.n_weights
+
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
         return {

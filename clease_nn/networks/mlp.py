@@ -140,6 +140,10 @@ class MLP(AbstractNetwork):
             h += layer(nn.functional.silu(h + s, inplace=free))
         return nn.functional.silu(h + shift[-1], inplace=free)
 
+    def multiplications(self, n_sites: int) -> int:
+        """Every weight once, as sites share none."""
+        return self.n_weights
+
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
         return {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clease_nn.networks import AbstractNetwork
 from clease_nn.sampler.moves import NeuralMoves
 from clease_nn.single_chain import SingleChain
 from clease_nn.statistics import independence_acceptance, integrated_autocorrelation_time
@@ -71,8 +72,9 @@ def plan_schedule(
     is used up; ``moves`` lends its proposals.
     """
     n_rows = len(moves.free)
-    parameters = sum(p.numel() for p in moves.model.parameters())
-    draw = 2 * _FLOP * parameters * moves.lattice.n_sites * n_rows + 5e-5 * n_rows
+    networks = [m for m in moves.model.modules() if isinstance(m, AbstractNetwork)]
+    a_pass = sum(network.multiplications(moves.lattice.n_sites) for network in networks)
+    draw = 2 * _FLOP * a_pass * n_rows + 5e-5 * n_rows
     cost = 2 * draw
     far = max(1.0, cost / (_FAR * _HOST_STEP * n_free))
     near = max(1.0, cost / (_NEAR * _HOST_STEP * n_free))
