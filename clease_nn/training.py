@@ -63,7 +63,7 @@ class Stage:
     Raises
     ------
     ValueError
-        If ``share`` is not positive.
+        If ``share`` is not positive and finite.
     """
 
     source: AbstractSource
@@ -71,8 +71,8 @@ class Stage:
     share: float = 1.0
 
     def __post_init__(self):
-        if not self.share > 0:
-            raise ValueError(f"the share of a stage must be positive, got {self.share}")
+        if not 0 < self.share < math.inf:
+            raise ValueError(f"the share of a stage must be positive and finite, got {self.share}")
 
     @property
     def name(self) -> tuple[str, str]:
@@ -516,7 +516,13 @@ def _resume(trainer: _Trainer, checkpoint, key: dict) -> None:
         raise ModelFileError(
             f"checkpoint {checkpoint} holds another network; use the same model or another file"
         )
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(
+            f"checkpoint {checkpoint} holds sources of other settings, such as another schedule "
+            f"({type(error).__name__}: {error}); train with the same, or name another file"
+        ) from error
 
 
 def _listed(stages: list[list[str]]) -> str:

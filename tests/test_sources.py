@@ -8,11 +8,19 @@ import torch
 from training_toys import BOX, ising, model
 
 from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
+from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import read_state, write_state
+from clease_nn.lattice import Lattice
 from clease_nn.objectives import CompleteBatch, MaskedBatch, cross_entropy
 from clease_nn.schedules import Annealing, FixedGrid, RandomWalk
-from clease_nn.sources import GeneratedSource, ParallelTemperingSource, ReplaySource
+from clease_nn.sources import (
+    GeneratedSource,
+    ParallelTemperingSource,
+    ReplaySource,
+    independent,
+)
 from clease_nn.sources.generated import random_passes
 from clease_nn.sources.replay import tempered_weights
 
@@ -182,6 +190,29 @@ def test_chains_for_validation_only_where_they_are_cheap():
         again = make(ensemble, lattice, box).chain_configurations(5, 3)
         assert torch.equal(chains.occupations, again.occupations)
         assert make(bare, lattice, box).chain_configurations(5, 3) is None
+
+
+@pytest.mark.parametrize("n_species", [2, 3, 4, 6, 8])
+def test_chains_for_validation_stay_few(n_species, monkeypatch):
+    """Many chemical potentials thin the grid out along every axis; 24 conditions are left."""
+    shapes = []
+
+    def watched(*arguments, shape, burn_in, **options):
+        shapes.append(shape)
+        return ParallelTemperingSource(*arguments, shape=shape, burn_in=1, **options)
+
+    monkeypatch.setattr(independent, "ParallelTemperingSource", watched)
+    lattice = Lattice.square(
+        2, species=("Ag", "Al", "Au", "Cu", "Ni", "Pd", "Pt", "Zn")[:n_species]
+    )
+    terms = [(0.01, [(i, 0)]) for i in range(4)]
+    tables = ClusterTables.from_terms(4, [np.arange(n_species)], terms)
+    ensemble = SemiGrandCanonical(ClusterExpansionEnergy(tables))
+    d = n_species - 1
+    box = ConditionRange((600, 900), [-0.1] * d, [0.1] * d, np.eye(n_species)[:d])
+    chains = independent.independent_chains(ensemble, lattice, box, 24, 2)
+    assert len(torch.unique(chains.chain)) == 24
+    assert np.prod(shapes[0]) <= 260
 
 
 @pytest.mark.parametrize("make", [GeneratedSource, ReplaySource])

@@ -13,7 +13,7 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import ModelFileError, read_state
 from clease_nn.objectives import LogVariance, Reinforce, cross_entropy
 from clease_nn.sampling import sample
-from clease_nn.schedules import Annealing, RandomWalk
+from clease_nn.schedules import Annealing, FixedGrid, RandomWalk
 from clease_nn.sources import GeneratedSource, ParallelTemperingSource, ReplaySource
 from clease_nn.training import Stage, fit
 from clease_nn.warnings import TrainingWarning
@@ -223,8 +223,9 @@ def test_a_run_needs_stages():
     system = ising()
     with pytest.raises(ValueError, match="at least one stage"):
         run(system, [], 1)
-    with pytest.raises(ValueError, match="share of a stage must be positive, got 0"):
-        Stage(generated(system), Reinforce(), 0)
+    for share in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="share of a stage must be positive and finite, got"):
+            Stage(generated(system), Reinforce(), share)
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_weights(tmp_path):
@@ -241,6 +242,19 @@ def test_a_gradient_that_is_not_finite_reaches_no_weights(tmp_path):
     state = read_state(tmp_path / "c", "checkpoint")
     assert state["step"] == 4
     assert all(torch.isfinite(p).all() for p in state["model"].values())
+
+
+def test_checkpoint_of_sources_with_other_settings_is_refused(tmp_path):
+    """Another schedule, and one source of two stages instead of two."""
+    system = ising()
+    run(system, [Stage(generated(system), Reinforce())] * 2, 2, checkpoint=tmp_path / "c")
+    source = generated(system)
+    for stages in (
+        [Stage(source, Reinforce()), Stage(generated(system), Reinforce())],
+        [Stage(generated(system, schedule=FixedGrid(system[2].grid(2, 2))), Reinforce())] * 2,
+    ):
+        with pytest.raises(ModelFileError, match="sources of other settings"):
+            run(system, stages, 4, checkpoint=tmp_path / "c")
 
 
 @pytest.mark.parametrize("source", [generated, replay])

@@ -31,7 +31,7 @@ def independent_chains(
     engine = make_engine(ensemble, lattice)
     if not (isinstance(engine, TableEngine) or engine.has_flips):
         return None
-    side = max(4, round(144 ** (1 / (1 + box.n_axes))))
+    side = max(2, round(144 ** (1 / (1 + box.n_axes))))
     shape = (side,) * (1 + box.n_axes)
     source = ParallelTemperingSource(ensemble, lattice, box, shape=shape, burn_in=100, seed=seed)
     return source.chain_configurations(n_conditions, n_each)
