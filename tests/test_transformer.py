@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk
+from ase.build import bulk, make_supercell
 from toys import SYSTEMS, binary, ternary
 
 from clease_nn.compute import compute_policy
@@ -18,9 +18,18 @@ from clease_nn.sampling import sample
 from clease_nn.sources import ParallelTemperingSource
 from clease_nn.training import Stage, fit
 
+
+def skew_slab():
+    """More waves along single axes than a head has room for, many of them even."""
+    atoms = make_supercell(bulk("Ti"), [[3, 2, 3], [-1, -2, 0], [3, -1, 3]])
+    atoms.pbc = [True, True, False]
+    return Lattice.uniform(atoms, ["Au", "Cu"])
+
+
 LARGER = {
     "square_4x4": lambda: Lattice.square(4),
     "fcc_16": lambda: Lattice.uniform(bulk("Au", a=3.8) * (2, 2, 4), ["Au", "Cu"]),
+    "skew_slab_18": skew_slab,
     "fcc_cubic_32": lambda: Lattice.uniform(bulk("Au", a=3.8, cubic=True) * 2, ["Au", "Cu"]),
 }
 

@@ -77,10 +77,10 @@ def wave_vectors(coordinates: np.ndarray, metric: np.ndarray, heads: int, pairs:
     No two of the waves that are dealt are the same, or each other's mirror image, on the sites;
     none is shorter than two layers of sites. The first pair of a head is ``m = 0`` (attention
     by content alone) where there are at least 4. Up to three quarters of the others are waves
-    along one axis, the same in every head unless they are too many: the exponential of the
-    softmax multiplies what they say, which places a site along every axis. The rest are waves
-    along combinations of axes, others in every head. Where a small cell has fewer waves than
-    there are pairs they are dealt again.
+    along one axis, the same in every head unless they are too many, and the longest of each axis
+    in any case: the exponential of the softmax multiplies what they say, which places a site
+    along every axis. The rest are waves along combinations of axes, others in every head. Where a
+    small cell has fewer waves than there are pairs they are dealt again.
 
     Parameters
     ----------
@@ -103,9 +103,14 @@ def wave_vectors(coordinates: np.ndarray, metric: np.ndarray, heads: int, pairs:
         return out
     n_along = min(len(along), free - free // 4 if len(across) else free)
     n_across = min(len(across), free - n_along)
+    longest = np.unique((along != 0).argmax(1), return_index=True)[1]
+    if n_along < len(longest):
+        longest = longest[:0]  # too few pairs: heads share the axes out
+    others = np.setdiff1d(np.arange(len(along)), longest)
+    n_others = n_along - len(longest)
     for h in range(heads):
-        even = (np.arange(n_along) + h / heads) * (len(along) / n_along)
-        chosen = [along[even.astype(int)]]
+        even = (np.arange(n_others) + h / heads) * (len(others) / max(n_others, 1))
+        chosen = [along[np.sort(np.append(longest, others[even.astype(int)]))]]
         if n_across:
             chosen.append(across[(h * n_across + np.arange(n_across)) % len(across)])
         out[h, pairs - free :] = np.resize(np.concatenate(chosen), (free, 3))
