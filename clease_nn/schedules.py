@@ -22,6 +22,7 @@ __all__ = [
     "RandomWalk",
     "UniformRandom",
     "require_inside",
+    "require_schedule_inside",
 ]
 
 
@@ -54,6 +55,21 @@ def require_inside(box: ConditionRange, conditions: Conditions, what: str = "con
     )
 
 
+def require_schedule_inside(box: ConditionRange, schedule: AbstractSchedule) -> None:
+    """Refuse a schedule that may leave ``box`` at some time, before it does.
+
+    A schedule of one's own that knows of no box cannot be seen through.
+
+    Raises
+    ------
+    ValueError
+        Naming a condition that the schedule may reach, and the limits.
+    """
+    extremes = schedule.extremes()
+    if extremes is not None:
+        require_inside(box, extremes, "extreme condition of the schedule")
+
+
 def _generator(seed: int | np.random.SeedSequence) -> np.random.Generator:
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     return np.random.default_rng(sequence)
@@ -69,6 +85,10 @@ class AbstractSchedule(ABC):
     """
 
     box: ConditionRange | None
+
+    def extremes(self) -> Conditions | None:
+        """Conditions that span all that the schedule may reach; None where that is not known."""
+        return None if self.box is None else self.box.grid(2, 2)
 
     @abstractmethod
     def __call__(self, n: int) -> Conditions:
@@ -123,6 +143,10 @@ class FixedGrid(AbstractSchedule):
         self.conditions, self.box, self.permuted = conditions, box, permuted
         self.rng = _generator(seed)
         self._left = np.zeros(0, dtype=np.int64)
+
+    def extremes(self) -> Conditions:
+        """The grid."""
+        return self.conditions
 
     def __call__(self, n: int) -> Conditions:
         """The next ``n`` conditions of the grid."""
@@ -311,6 +335,13 @@ class Annealing(AbstractSchedule):
             raise ValueError(f"the rate of the annealing must lie in (0, 1], got {rate:g}")
         self.schedule, self.start, self.rate = schedule, float(start), float(rate)
         self.step = 0
+
+    def extremes(self) -> Conditions | None:
+        """Those of the inner schedule, and as the annealing begins."""
+        c = self.schedule.extremes()
+        if c is None:
+            return None
+        return Conditions.cat([c, Conditions(c.temperature.clamp_min(self.start), c.mu)])
 
     def __call__(self, n: int) -> Conditions:
         """Conditions of the inner schedule, at least as hot as the annealing is now."""

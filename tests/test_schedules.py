@@ -1,5 +1,7 @@
 """Laws of condition schedules: inside of the box, the promised distribution, exact continuation."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,14 @@ from scipy.stats import kstest
 
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.io import read_state, write_state
-from clease_nn.schedules import Annealing, FixedGrid, RandomWalk, UniformRandom, require_inside
+from clease_nn.schedules import (
+    Annealing,
+    FixedGrid,
+    RandomWalk,
+    UniformRandom,
+    require_inside,
+    require_schedule_inside,
+)
 
 BOX = ConditionRange((300, 1200), [-0.1, 0.0], [0.1, 0.4], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -114,6 +123,23 @@ def test_steps_of_a_walk_have_the_given_size():
     assert (b.temperature - a.temperature)[inside].std().item() == pytest.approx(9.0, rel=0.05)
     assert difference[:, 0].std() == pytest.approx(0.002, rel=0.05)
     assert difference[:, 1].std() == pytest.approx(0.004, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "schedule, inside",
+    [
+        (RandomWalk(BOX, 100.0, 0.05), False),
+        (Annealing(RandomWalk(BOX, 100.0, 0.05), 1000.0, 0.9), False),
+        (FixedGrid(BOX.at([[0.4, 0.5, 0.5]]), BOX), True),
+        (Annealing(FixedGrid(BOX.at([[0.4, 0.5, 0.5]])), 550.0, 0.9), True),
+        (Annealing(FixedGrid(BOX.at([[0.4, 0.5, 0.5]])), 800.0, 0.9), False),
+    ],
+)
+def test_a_schedule_that_may_leave_a_box_is_refused_before_it_does(schedule, inside):
+    """Hours of training may pass before a walk in a wider box comes to its end."""
+    smaller = ConditionRange((400, 600), [-0.1, 0.0], [0.1, 0.4], BOX.axes)
+    with nullcontext() if inside else pytest.raises(ValueError, match=r"schedule \d+ \("):
+        require_schedule_inside(smaller, schedule)
 
 
 def test_annealing_is_a_falling_floor():

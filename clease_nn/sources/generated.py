@@ -14,7 +14,12 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.objectives import CompleteBatch
-from clease_nn.schedules import AbstractSchedule, UniformRandom, require_inside
+from clease_nn.schedules import (
+    AbstractSchedule,
+    UniformRandom,
+    require_inside,
+    require_schedule_inside,
+)
 from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.independent import independent_chains
 
@@ -123,6 +128,7 @@ class GeneratedSource(AbstractSource):
         schedule_seed, draw_seed, pass_seed, self._chain_seed = sequence.spawn(4)
         self.ensemble, self.lattice, self.box = ensemble, lattice, box
         self.schedule = UniformRandom(box, schedule_seed) if schedule is None else schedule
+        require_schedule_inside(box, self.schedule)
         self.n_conditions, self.passes = int(n_conditions), passes
         self.generator = torch.Generator().manual_seed(int(draw_seed.generate_state(1)[0]))
         self.rng = np.random.default_rng(pass_seed)

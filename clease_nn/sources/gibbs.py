@@ -15,7 +15,12 @@ from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.objectives import CompleteBatch
-from clease_nn.schedules import AbstractSchedule, UniformRandom, require_inside
+from clease_nn.schedules import (
+    AbstractSchedule,
+    UniformRandom,
+    require_inside,
+    require_schedule_inside,
+)
 from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.generated import random_passes
 from clease_nn.sources.independent import independent_chains
@@ -107,6 +112,7 @@ class GibbsSource(AbstractSource):
         self.n_conditions, self.gibbs_sites = int(n_conditions), int(gibbs_sites)
         self.positions = int(positions)
         self.schedule = UniformRandom(box, scheduled) if schedule is None else schedule
+        require_schedule_inside(box, self.schedule)
         self.occupations = torch.from_numpy(
             random_occupations(lattice, n_chains, np.random.default_rng(start))
         )

@@ -15,7 +15,12 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.objectives import CompleteBatch, MaskedBatch
-from clease_nn.schedules import AbstractSchedule, UniformRandom, require_inside
+from clease_nn.schedules import (
+    AbstractSchedule,
+    UniformRandom,
+    require_inside,
+    require_schedule_inside,
+)
 from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.generated import drawn_by
 from clease_nn.sources.independent import independent_chains
@@ -146,6 +151,7 @@ class ReplaySource(AbstractSource):
         schedule_seed, draw_seed, pick_seed, self._chain_seed = sequence.spawn(4)
         self.ensemble, self.lattice, self.box = ensemble, lattice, box
         self.schedule = UniformRandom(box, schedule_seed) if schedule is None else schedule
+        require_schedule_inside(box, self.schedule)
         self.n_conditions, self.every, self.keep = int(n_conditions), int(every), int(keep)
         self.min_ness = float(min_ness)
         self.generator = torch.Generator().manual_seed(int(draw_seed.generate_state(1)[0]))
