@@ -291,9 +291,9 @@ class Lattice:
         """Hash of cell, sites and allowed species (not of occupations)."""
         h = hashlib.sha256()
         for part in (
-            np.round(np.array(self.template.cell.complete()), 4) + 0.0,
+            _rounded(np.array(self.template.cell.complete()), 4),
             np.asarray(self.template.pbc),
-            np.round(self.template.positions, 3) + 0.0,
+            _rounded(self.template.positions, 3),
             self._kinds(),
             self.allowed,
         ):
@@ -306,6 +306,11 @@ class Lattice:
             f"Lattice({self.n_sites} active sites of {len(self.template)}, "
             f"species {'/'.join(self.species)}, {len(np.unique(self.sublattices))} sublattices)"
         )
+
+
+def _rounded(x: np.ndarray, decimals: int) -> np.ndarray:
+    """Rounded, and the same for all that is within 1e-7 of halfway (1.8075, a/2 of copper)."""
+    return np.round(x + 1e-6, decimals) + 0.0
 
 
 def _merge_distances(d: np.ndarray) -> np.ndarray:

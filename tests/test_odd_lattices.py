@@ -205,3 +205,16 @@ def test_copies_and_configs_are_the_same_function(name, lattice):
         assert torch.equal(twin.eval()(c, f), expected)
         assert torch.equal(copy.deepcopy(network)(c, f), expected)
     assert set(network.state_dict()) == {n for n, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize("a", [3.615, 4.085, 4.05])
+def test_noise_of_the_last_digits_makes_no_other_cell(a):
+    """Positions halfway between two rounded values, as a/2 of copper, are still the same cell."""
+    atoms = bulk("Cu", a=a) * (2, 2, 2)
+    lattice = uniform(atoms)
+    network = MLP(lattice, box_of(lattice), width=8, layers=1)
+    rng = np.random.default_rng(0)
+    for noise in (1e-15, 1e-12, 1e-9):
+        moved = atoms.copy()
+        moved.positions += noise * rng.choice([-1, 1], moved.positions.shape)
+        network.check_lattice(uniform(moved))
