@@ -75,7 +75,7 @@ def recipe(
     >>> ensemble = SemiGrandCanonical(ising_energy(lattice))
     >>> chosen = recipe("segal", ensemble, lattice, box, seed=1)
     >>> type(chosen["model"]).__name__, chosen["stages"][0].objective
-    ('FixedOrderARM', Reinforce(advantage='grand_potential', over_orders=False))
+    ('FixedOrderARM', Reinforce(advantage='grand_potential'))
     """
     if name not in _RECIPES:
         raise ValueError(f"recipe must be one of {recipes()}, got {name!r}")
@@ -126,14 +126,14 @@ def _any_order(ensemble, lattice, box, seed) -> dict:
         lattice,
         box,
         schedule=_cooling(box, schedule),
-        passes=min(4, lattice.n_sites),
+        passes=min(12, lattice.n_sites),
         seed=own,
     )
     return {
-        "model": AnyOrderARM(MLP(lattice, box, **_SIZE, needs_fields=False)),
-        "stages": [Stage(source, Reinforce(over_orders=True))],
+        "model": AnyOrderARM(MLP(lattice, box, **{**_SIZE, "width": 128}, needs_fields=False)),
+        "stages": [Stage(source, Reinforce())],
         "batch_size": _BATCH,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
     }
 
 

@@ -1,7 +1,5 @@
 """Laws of models: normalised, drawn = recomputed, equivariant, exact after weighting."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -309,43 +307,6 @@ def test_gate_without_fields_is_refused():
     net = LatticeConvolution(lattice, box, needs_fields=False)
     with pytest.raises(ValueError, match="needs_fields=True"):
         AnyOrderARM(net, [(0, 0, 2.687)])
-
-
-def test_average_over_orders_is_that_of_all_orders():
-    """One pass of every order: both estimates average to the mean of ln q, one with less noise."""
-    lattice, _, box = binary()
-    small = Lattice.uniform(lattice.template[:4], ["Au", "Cu"])
-    model = spoilt_model(small, box, needs_fields=False)
-    orders = torch.tensor(list(itertools.permutations(range(4))), dtype=torch.int16)
-    orders = orders.repeat_interleave(4, 0)
-    states = torch.tensor([[0, 1, 1, 0]]).expand(len(orders), -1)
-    full = Configurations(small, box.at([[0.2, 0.6]]).repeat(len(orders)), states)
-    passes = torch.arange(4).repeat(len(orders) // 4)[:, None]
-    with torch.no_grad():
-        log_q = model.log_prob(full, steps=orders)
-        one = model.log_prob(full, steps=orders, passes=passes)
-        averaged = model.log_prob_over_orders(full, steps=orders, passes=passes)
-    assert torch.allclose(one.mean(), log_q.mean(), atol=1e-5)
-    assert torch.allclose(averaged.mean(), log_q.mean(), atol=1e-5)
-    assert averaged.var() < one.var()
-
-
-def test_estimates_over_orders_of_partly_given_rows():
-    """Rows with few or no drawn sites count for what they draw, and never become NaN."""
-    lattice, _, box = binary()
-    model = spoilt_model(lattice, box, needs_fields=False)
-    states = torch.randint(0, 2, (3, 8), generator=torch.Generator().manual_seed(0))
-    full = Configurations(lattice, box.at([[0.2, 0.6]]).repeat(3), states)
-    steps = torch.full((3, 8), -1, dtype=torch.int16)
-    steps[1, 3] = 0
-    steps[2] = torch.arange(8)
-    passes = torch.arange(8).expand(3, 8)
-    with torch.no_grad():
-        out = model.log_prob_over_orders(full, steps=steps, passes=passes[:, :1])
-        every = model.log_prob_over_orders(full, steps=steps, passes=passes)
-        exact = model.log_prob(full, steps=steps)
-    assert torch.isfinite(every).all()
-    assert out[0] == every[0] == 0 and torch.isclose(out[1], exact[1])
 
 
 def test_steps_to_draw_by_belong_to_the_unknown_sites():

@@ -221,56 +221,6 @@ class AbstractOccupationModel(nn.Module, ABC):
             out = out.index_add(0, rows, torch.where(now, log_q, 0.0).sum(1) * scale[rows])
         return out
 
-    def log_prob_over_orders(
-        self,
-        full: Configurations,
-        *,
-        steps: Tensor,
-        passes: Tensor,
-        fields: Fields | None = None,
-        chunk: int = 512,
-    ) -> Tensor:
-        """Mean of ln q over the orders that begin like ``steps``, estimated at some passes.
-
-        At pass l every site that is unknown then is scored, not only the one that ``steps`` draws
-        next: ``(passes) * (sites of pass l) * mean over unknown sites of ln q(x_i | x_<l)``,
-        averaged over the passes (Hoogeboom et al., ICLR 2022, eq. 5). Its noise is far below that
-        of ``log_prob`` at as many passes; differentiable, (batch,), float64.
-
-        Parameters
-        ----------
-        full : Configurations
-        steps : Tensor (batch, sites)
-            Pass in which each site is drawn, -1 where it is given.
-        passes : Tensor (batch, n) of int64
-            The passes to look at, drawn evenly.
-        fields : callable, optional
-            ``ensemble.fields``; needed where ``needs_fields``.
-
-        Raises
-        ------
-        ValueError
-            If the model has one order only, a site is unknown, or fields are needed and absent.
-        """
-        if not self.any_order:
-            raise ValueError(f"{type(self).__name__} has one order only; use log_prob")
-        if not bool(full.known.all()):
-            raise ValueError("log_prob_over_orders needs full configurations; complete them first")
-        device = full.occupations.device
-        steps = steps.to(device)
-        out = torch.zeros(len(full), dtype=torch.float64, device=device)
-        n_passes = steps.long().amax(1) + 1
-        all_rows = torch.arange(len(full), device=device).repeat_interleave(passes.shape[1])
-        at = passes.to(device).reshape(-1, 1)
-        for k in range(0, len(all_rows), chunk):
-            rows = all_rows[k : k + chunk]
-            unknown = steps[rows] >= at[k : k + chunk]
-            log_q = self._log_q_of_truth(full, rows, ~unknown, fields)
-            mean = torch.where(unknown, log_q, 0.0).sum(1) / unknown.sum(1).clamp(min=1)
-            weight = (steps[rows] == at[k : k + chunk]).sum(1) * n_passes[rows] / passes.shape[1]
-            out = out.index_add(0, rows, mean * weight)
-        return out
-
     def _log_q_of_truth(self, full, rows: Tensor, known: Tensor, fields) -> Tensor:
         """ln q of the species on every site of some rows given the known ones, (rows, sites)."""
         c = replace(full, log_prob=None, energy=None, log_target=None, step=None)[rows]

@@ -32,12 +32,6 @@ class Reinforce:
         ``"grand_potential"``: r minus the mean, divided by the estimate ``|mean r|`` of the
         grand potential over kT (Damewood et al., npj Comput. Mater. 8, 61 (2022)); where that is
         below 1 it is not divided.
-    over_orders : bool
-        With random passes, take gradients of ln q averaged over the orders that begin alike
-        (``log_prob_over_orders``) instead of the next site's. Much less noise. The advantage is
-        still that of the order drawn, so that the gradient is unbiased as far as the likelihood
-        does not depend on the order, and vanishes for an exact model. Models with one order
-        ignore it.
 
     Raises
     ------
@@ -47,11 +41,10 @@ class Reinforce:
     Examples
     --------
     >>> Reinforce("leave_one_out")
-    Reinforce(advantage='leave_one_out', over_orders=False)
+    Reinforce(advantage='leave_one_out')
     """
 
     advantage: str = "standardized"
-    over_orders: bool = False
 
     def __post_init__(self):
         if self.advantage not in _ADVANTAGES:
@@ -82,10 +75,7 @@ class Reinforce:
                 "log_prob and log_target; feed it a GeneratedSource"
             )
         advantage, r, centred = self._advantage(batch)
-        score = model.log_prob
-        if self.over_orders and model.any_order and batch.passes is not None:
-            score = model.log_prob_over_orders
-        log_q = score(full, steps=full.step, fields=batch.fields, passes=batch.passes)
+        log_q = model.log_prob(full, steps=full.step, fields=batch.fields, passes=batch.passes)
         loss = (advantage * log_q).mean()
         metrics = {"loss": float(r.mean()), "spread": float(centred.square().mean().sqrt())}
         return loss, metrics
