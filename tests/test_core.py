@@ -189,7 +189,7 @@ def test_energies_that_are_not_finite_are_named():
 
     lattice, _, box = binary()
     c = Configurations(lattice, box.grid(2, 2), torch.zeros(4, 8))
-    with pytest.raises(ValueError, match=r"configuration 2 is nan \(1 of 4"):
+    with pytest.raises(ValueError, match=r"configuration 2, .* is nan \(1 of 4"):
         SemiGrandCanonical(broken).score(c)
     with pytest.raises(ValueError, match=r"state 2, .* is nan \(1 of 256"):
         SemiGrandCanonical(broken).enumerate(lattice)
