@@ -100,8 +100,11 @@ PUBLISHED = [
         },
     ),
     Cell(
-        "ising10", "any_order", "mlp", "reinforce", 800,
-        {**_ANY, "batch_size": 128, "n_conditions": 8, "passes": 16, "anneal_steps": 1500},
+        "ising10", "any_order", "mlp", "reinforce", 100,
+        {
+            **_ANY, "batch_size": 128, "n_conditions": 8, "passes": 16, "learning_rate": 5e-3,
+            "anneal_steps": 300,
+        },
     ),
     Cell(
         "ising10", "marginalization", "transformer", "marginal", 1800,
