@@ -100,10 +100,10 @@ PUBLISHED = [
         },
     ),
     Cell(
-        "ising10", "any_order", "mlp", "reinforce", 100,
+        "ising10", "any_order", "mlp", "reinforce", 150,
         {
             **_ANY, "batch_size": 128, "n_conditions": 8, "passes": 16, "learning_rate": 5e-3,
-            "anneal_steps": 300,
+            "anneal_steps": 250,
         },
     ),
     Cell(
