@@ -20,8 +20,7 @@ from clease_nn.schedules import (
     require_inside,
     require_schedule_inside,
 )
-from clease_nn.sources.abstract import AbstractSource
-from clease_nn.sources.independent import independent_chains
+from clease_nn.sources.own_draws import AbstractOwnDraws
 
 __all__ = ["GeneratedSource", "drawn_by", "random_passes"]
 
@@ -64,7 +63,7 @@ def drawn_by(
     return ensemble.score(full)
 
 
-class GeneratedSource(AbstractSource):
+class GeneratedSource(AbstractOwnDraws):
     """Draws of the model in training, scored by the ensemble: no Monte Carlo.
 
     For :class:`~clease_nn.objectives.Reinforce` and :class:`~clease_nn.objectives.LogVariance`.
@@ -158,20 +157,6 @@ class GeneratedSource(AbstractSource):
         passes = None if self.passes is None else random_passes(full.step, self.passes, self.rng)
         fields = self.ensemble.fields if model.needs_fields else None
         return CompleteBatch(full, group, fields, passes)
-
-    def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
-        """A small parallel tempering run of its own; None where chains would be too expensive.
-
-        Its energies are not counted: no training step sees them.
-        """
-        return independent_chains(
-            self.ensemble, self.lattice, self.box, n_conditions, n_each, self._chain_seed
-        )
-
-    @property
-    def energy_evaluations(self) -> int:
-        """Energies evaluated so far, one a row."""
-        return self._evaluations
 
     def state_dict(self) -> dict:
         """Schedule, generators and counter."""

@@ -21,14 +21,13 @@ from clease_nn.schedules import (
     require_inside,
     require_schedule_inside,
 )
-from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.generated import random_passes
-from clease_nn.sources.independent import independent_chains
+from clease_nn.sources.own_draws import AbstractOwnDraws
 
 __all__ = ["GibbsSource"]
 
 
-class GibbsSource(AbstractSource):
+class GibbsSource(AbstractOwnDraws):
     """Persistent chains, refreshed by block Gibbs moves of the model that is trained.
 
     Before a batch, ``gibbs_sites`` random sites of every chain in it are forgotten and redrawn
@@ -163,20 +162,6 @@ class GibbsSource(AbstractSource):
             passes,
             drawn=~known,
         )
-
-    def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
-        """A small parallel tempering run of its own; None where chains would be too expensive.
-
-        Its energies are not counted: no training step sees them.
-        """
-        return independent_chains(
-            self.ensemble, self.lattice, self.box, n_conditions, n_each, self._chain_seed
-        )
-
-    @property
-    def energy_evaluations(self) -> int:
-        """Energies evaluated so far: one for every row of every batch."""
-        return self._evaluations
 
     def state_dict(self) -> dict:
         """Chains, conditions, generators and counters."""

@@ -21,10 +21,9 @@ from clease_nn.schedules import (
     require_inside,
     require_schedule_inside,
 )
-from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.generated import drawn_by
-from clease_nn.sources.independent import independent_chains
 from clease_nn.sources.masking import random_known_sites
+from clease_nn.sources.own_draws import AbstractOwnDraws
 
 __all__ = ["ReplaySource", "tempered_weights"]
 
@@ -70,7 +69,7 @@ def tempered_weights(log_weight: Tensor, min_ness: float) -> tuple[Tensor, Tenso
     return weights(low), low
 
 
-class ReplaySource(AbstractSource):
+class ReplaySource(AbstractOwnDraws):
     """A model's own draws, weighted to stand for the ensemble, and replayed: no Monte Carlo.
 
     For energies without flip energies, with :func:`~clease_nn.objectives.cross_entropy`. Every
@@ -208,20 +207,6 @@ class ReplaySource(AbstractSource):
         log_weight = drawn.log_weight.view(self.n_conditions, each)
         weight, self.powers = tempered_weights(log_weight, self.min_ness)
         self._kept = [*self._kept, (replace(drawn, energy=None), weight)][-self.keep :]
-
-    def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
-        """A small parallel tempering run of its own; None where chains would be too expensive.
-
-        Its energies are not counted: no training step sees them.
-        """
-        return independent_chains(
-            self.ensemble, self.lattice, self.box, n_conditions, n_each, self._chain_seed
-        )
-
-    @property
-    def energy_evaluations(self) -> int:
-        """Energies evaluated so far, one a row drawn."""
-        return self._evaluations
 
     def state_dict(self) -> dict:
         """Schedule, generators, counters and the draws that are kept."""
