@@ -34,7 +34,7 @@ examples: $(SETUP)
 	    echo "== $$script --short"; $(BIN)/python $$script --short; done
 
 # every figure of docs/benchmarks.md but those of the published models, about an hour and a half on
-# one core; `python examples/benchmarks/published.py all` makes those, in three hours
+# one core; `python examples/benchmarks/published.py all` makes those, in two hours
 TRAININGS := ising10:150 ising10:480 ising5:75 cuau16:60 cuau64:180 ternary32:180
 benchmarks: $(SETUP)
 	@set -e; mkdir -p out; export OMP_NUM_THREADS=1; \

@@ -6,7 +6,7 @@ are made from that file.
 
     python examples/benchmarks/published.py run --system ising5 --model any_order --network mlp \\
         --objective reinforce --seconds 600 --set width=1024
-    python examples/benchmarks/published.py all      # the published table, about three hours
+    python examples/benchmarks/published.py all      # the published table, about two hours
     python examples/benchmarks/published.py table
     python examples/benchmarks/published.py plot --out curves.png
 """

@@ -84,6 +84,10 @@ _CONVOLUTION = {
 }  # fmt: skip
 PUBLISHED = [
     Cell("ising5", "any_order", "convolution", "cross_entropy", 75),
+    Cell(
+        "ising5", "fixed_order", "mlp", "reinforce", 100,
+        {**_FIXED, "grid": 0, "anneal_steps": 1000, "advantage": "grand_potential"},
+    ),
     Cell("ising5", "fixed_order", "mlp", "reinforce", 200, {**_FIXED, "anneal_steps": 2000}),
     Cell(
         "ising5", "any_order", "mlp", "reinforce", 300,
@@ -114,6 +118,7 @@ PUBLISHED = [
         },
     ),
     Cell("cuau16", "any_order", "convolution", "cross_entropy", 60),
+    Cell("cuau16", "any_order", "convolution", "cross_entropy", 150),
     Cell("cuau16", "fixed_order", "mlp", "reinforce", 150, {**_FIXED, "anneal_steps": 2500}),
     Cell("cuau16", "any_order", "mlp", "reinforce", 300, {**_ANY, "anneal_steps": 1500}),
     Cell("cuau16", "marginalization", "mlp", "marginal", 200, {**_MARGINAL, "gibbs_sites": 6}),
