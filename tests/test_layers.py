@@ -11,7 +11,18 @@ ROOT = Path(clease_nn.__file__).parent
 
 # lowest first; a room may import the rooms of lower floors and, without circles, of its own
 FLOORS = [
-    ["lattice", "symmetry", "conditions", "statistics", "warnings", "compute", "compiled", "files"],
+    [
+        "lattice",
+        "symmetry",
+        "conditions",
+        "statistics",
+        "warnings",
+        "errors",
+        "cost",
+        "compute",
+        "compiled",
+        "files",
+    ],
     ["configurations", "schedules"],
     ["energies", "ensemble", "networks"],
     ["montecarlo", "single_chain", "models"],

@@ -10,6 +10,7 @@ from clease_nn.thermodynamics.averages import (
     mean,
 )
 from clease_nn.thermodynamics.correlations import Correlations, correlations
+from clease_nn.thermodynamics.density_of_states import DensityOfStates, Moments
 from clease_nn.thermodynamics.histograms import (
     Histogram,
     composition_histogram,
@@ -21,7 +22,9 @@ __all__ = [
     "Averages",
     "ConditionAverages",
     "Correlations",
+    "DensityOfStates",
     "Histogram",
+    "Moments",
     "averages",
     "composition_histogram",
     "conditions",
