@@ -76,7 +76,7 @@ def ising(size: int, short: bool, n_random: int = 50) -> System:
     return System(lattice, SemiGrandCanonical(ising_energy(lattice)), box, conditions, log_z)
 
 
-def _cuau(size: tuple[int, int, int]):
+def cuau(size: tuple[int, int, int]):
     """The literature's expansion where CLEASE_NN_REFERENCE names it, else the project's own."""
     from clease_nn.hosts.clease.chemical_potentials import axes, mu_from_chem_pot
     from clease_nn.hosts.clease.examples import cuau_emt_atoms, cuau_emt_data
@@ -97,7 +97,7 @@ def _cuau(size: tuple[int, int, int]):
 
 
 def cuau16(short: bool) -> System:
-    cell, ensemble, box, grid, note = _cuau((2, 2, 4))
+    cell, ensemble, box, grid, note = cuau((2, 2, 4))
     grid = grid[::10] if short else grid
     log_z = ensemble.enumerate(cell).log_z(grid)
     return System(cell, ensemble, box, {"grid": grid}, {"grid": log_z}, note)
@@ -105,7 +105,7 @@ def cuau16(short: bool) -> System:
 
 def cuau64(short: bool) -> System:
     size = (2, 4, 4) if short else (4, 4, 4)
-    cell, ensemble, box, grid, note = _cuau(size)
+    cell, ensemble, box, grid, note = cuau(size)
     steps = 200 if short else 4000
     temperatures, x = np.arange(200, 1201, 25), np.linspace(-0.12, 0.12, 33)
     fine = Conditions.grid(temperatures, x[:, None] @ box.axes)
