@@ -1,0 +1,24 @@
+"""Figures: axes in, axes out; colours that survive colour blindness and grey printing.
+
+Every function draws into axes of the caller and returns them; figures are made, sized and saved
+by the caller. Curves differ in marker or dashes as well as in colour. Error bars are one standard
+error, bands two; what is not determined (NaN) is left out.
+"""
+
+from clease_nn.plotting.curves import correlation, heat_capacity, isotherms
+from clease_nn.plotting.maps import condition_map
+from clease_nn.plotting.samples import ground_states, histogram, symmetry
+from clease_nn.plotting.style import figure
+from clease_nn.plotting.training import training_curve
+
+__all__ = [
+    "condition_map",
+    "correlation",
+    "figure",
+    "ground_states",
+    "heat_capacity",
+    "histogram",
+    "isotherms",
+    "symmetry",
+    "training_curve",
+]
