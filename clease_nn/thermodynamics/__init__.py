@@ -17,6 +17,7 @@ from clease_nn.thermodynamics.histograms import (
     energy_histogram,
     histogram,
 )
+from clease_nn.thermodynamics.mixture import density_of_states
 
 __all__ = [
     "Averages",
@@ -29,6 +30,7 @@ __all__ = [
     "composition_histogram",
     "conditions",
     "correlations",
+    "density_of_states",
     "energy_histogram",
     "free_energy",
     "histogram",

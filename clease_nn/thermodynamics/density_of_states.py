@@ -251,7 +251,7 @@ class DensityOfStates:
         d = (w[:, None] * (v - mean).reshape(len(v), -1)).astype(np.float32)
         scale = np.maximum((w.astype(np.float32) @ r).astype(float), 1e-300)
         shift = (r.T @ d).astype(float) / scale[:, None]
-        replicas = mean + shift.reshape(-1, *v.shape[1:])
+        replicas = mean + shift.reshape(len(scale), *v.shape[1:])
         return Moments(log_z, log_z + np.log(scale), mean, replicas, ess)
 
     def _ess(self, w: np.ndarray) -> float:
@@ -367,7 +367,7 @@ class DensityOfStates:
                 LowESSWarning,
                 stacklevel=2,
             )
-        return Averages(out)
+        return Averages(out, self.cost)
 
     def _average(self, condition: Conditions, doubts: list) -> ConditionAverages:
         temperature, kT = condition.temperature[0].item(), condition.kT[0].item()

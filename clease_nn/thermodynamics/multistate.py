@@ -1,0 +1,256 @@
+"""The likelihood of samples of many conditions: one weight a state, one ln Z a condition.
+
+Rows ``i`` with statistical weights ``u_i`` come from conditions ``k`` with unnormalised densities
+``p_k(x) = exp(-(E - mu_k.N)/kT_k)``; condition ``k`` stands for ``N_k`` effective samples, the sum
+of its ``u_i``. Where a mean importance weight has measured ``ln Z_k`` to be ``f'_k +- sigma_k``, the
+weights ``g_i`` of the states maximise
+
+    sum_i u_i ln g_i - sum_k N_k ln Z_k - sum_k (ln Z_k - f'_k)^2 / (2 sigma_k^2),
+    Z_k = sum_i g_i p_k(x_i),
+
+the likelihood of Vardi and of Kong et al. with the measurements as a further term. At the maximum
+
+    g_i = u_i / sum_k c_k p_k(x_i)/Z_k,   c_k = N_k + (ln Z_k - f'_k)/sigma_k^2.
+
+Without measurements this is the multistate Bennett acceptance ratio, which knows ratios of the Z_k
+only. With exact ones the ``c_k`` are the multipliers of the constraints ``sum_i g_i p_k = Z_k``,
+which are as good as control variates; nothing need overlap.
+
+References
+----------
+Y. Vardi, Ann. Stat. 13, 178 (1985); A. Kong et al., J. R. Stat. Soc. B 65, 585 (2003); Z. Tan,
+J. Am. Stat. Assoc. 99, 1027 (2004); M. R. Shirts and J. D. Chodera, J. Chem. Phys. 129, 124105
+(2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.linalg import lu_factor, lu_solve
+
+__all__ = ["MultistateLikelihood"]
+
+_CHUNK = 2048
+_NEGLIGIBLE = -32.0  # logarithm of a density, relative to the mixture, that is left out
+
+
+class MultistateLikelihood:
+    """Solver for the ``ln Z`` of many conditions.
+
+    Parameters
+    ----------
+    energy : ndarray, shape (states,)
+    counts : ndarray, shape (states, species)
+    beta : ndarray, shape (conditions,)
+        1/eV.
+    mu : ndarray, shape (conditions, species)
+    weight : ndarray, shape (states,)
+        ``u_i``.
+    effective : ndarray, shape (conditions,)
+        ``N_k``; their sum is that of ``weight``.
+    """
+
+    def __init__(self, energy, counts, beta, mu, weight, effective):
+        self.x = np.concatenate([energy[:, None], counts], 1)
+        self.y = np.concatenate([-beta[None], (beta[:, None] * mu).T], 0)
+        self.weight, self.effective = weight, effective
+
+    def __len__(self) -> int:
+        return len(self.effective)
+
+    def chunks(self, f: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, columns that matter, densities ``p_k/Z_k`` over a scale, logarithm of the scale."""
+        log_n = np.log(self.effective)
+        for start in range(0, len(self.x), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            log_p = self.x[rows] @ self.y
+            log_p -= f
+            top = (log_p + log_n).max(1)
+            log_p -= top[:, None]
+            columns = np.flatnonzero((log_p + log_n).max(0) > _NEGLIGIBLE)
+            yield rows, columns, np.exp(log_p[:, columns]), top
+
+    def log_mixture(self, f: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """``ln sum_k c_k p_k/Z_k`` of every state; nan where the sum is not positive."""
+        out = np.empty(len(self.x))
+        for rows, columns, p, top in self.chunks(f):
+            m = p @ c[columns]
+            out[rows] = top + np.log(np.where(m > 0, m, np.nan))
+        return out
+
+    def residual(self, f: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, float]:
+        """``sum_i g_i p_k/Z_k - 1`` of every condition, and ``sum_i u_i ln m_i``."""
+        total, objective = np.zeros(len(self)), 0.0
+        for rows, columns, p, top in self.chunks(f):
+            m = p @ c[columns]
+            if not (m > 0).all():
+                return np.full(len(self), np.inf), np.inf
+            u = self.weight[rows]
+            total[columns] += (u / m) @ p
+            objective += u @ (np.log(m) + top)
+        return total - 1.0, objective
+
+    def shared(self, f: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """``sum_i u_i p_k p_l / (Z_k Z_l m_i^2)``, shape (conditions, conditions)."""
+        out = np.zeros((len(self), len(self)))
+        for rows, columns, p, _ in self.chunks(f):
+            a = p * (np.sqrt(self.weight[rows]) / (p @ c[columns]))[:, None]
+            out[np.ix_(columns, columns)] += a.T @ a
+        return out
+
+    def ratios(self, f: np.ndarray, tolerance: float = 1e-10) -> np.ndarray:
+        """``ln Z_k`` without measurements, by damped Newton steps from a start ``f``.
+
+        Conditions that share nothing keep the difference they start with.
+        """
+        n = self.effective
+        r, objective = self.residual(f, n)
+        objective += n @ f
+        for _ in range(60):
+            if np.abs(r).max() < tolerance:
+                break
+            shared = self.shared(f, n)
+            hessian = np.diag(n * (r + 1.0)) - n[:, None] * shared * n
+            # what is not determined (a factor common to a group) is left as it is
+            scale = 1.0 / np.sqrt(n)
+            values, vectors = np.linalg.eigh(scale[:, None] * hessian * scale)
+            inverse = np.where(values > 1e-9, 1.0 / np.maximum(values, 1e-9), 0.0)
+            step = scale * (vectors @ (inverse * (vectors.T @ (scale * n * r))))
+            size, old = 1.0, objective
+            while True:
+                trial = f + size * step
+                r_new, new = self.residual(trial, n)
+                new += n @ trial
+                if new <= old + 1e-12 * abs(old) or size < 1e-4:
+                    break
+                size /= 2
+            f, r, objective = trial, r_new, new
+        return f
+
+    def joint(
+        self, f: np.ndarray, measured: np.ndarray, precision: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``ln Z_k`` and ``c_k`` with measurements, by Newton steps from a start ``f``.
+
+        Parameters
+        ----------
+        measured : ndarray, shape (conditions,)
+            ``f'_k``; ignored where the precision is zero.
+        precision : ndarray, shape (conditions,)
+            ``1/sigma_k^2``.
+
+        Returns
+        -------
+        f, c : ndarray, shape (conditions,)
+
+        Raises
+        ------
+        RuntimeError
+            If the measurements contradict the samples.
+        """
+        n, s = self.effective, precision
+        multipliers = lambda f: n + s * (f - measured)  # noqa: E731
+        c = multipliers(f)
+        r = self.residual(f, c)[0]
+        if not np.isfinite(r).all():  # the start is too far from the measurements: go half-way
+            raise RuntimeError("the measured ln Z contradict the samples")
+        for _ in range(50):
+            if np.abs(r).max() < 1e-9:
+                return f, c
+            step = lu_solve(self.newton(f, c, s), r)
+            size = 1.0
+            while True:
+                trial = f + size * step
+                c_new = multipliers(trial)
+                r_new = self.residual(trial, c_new)[0]
+                if np.linalg.norm(r_new * np.sqrt(n)) < (1 - 0.1 * size) * np.linalg.norm(
+                    r * np.sqrt(n)
+                ):
+                    break
+                size /= 2
+                if size < 1e-3:
+                    raise RuntimeError("the measured ln Z contradict the samples")
+            f, c, r = trial, c_new, r_new
+        raise RuntimeError("the measured ln Z contradict the samples")
+
+    def newton(self, f, c, s):
+        """Factors of the matrix that turns residuals into steps of ``f``."""
+        matrix = np.eye(len(self)) + self.shared(f, c) * (s - c)
+        for group in self.free_groups(f, c, s):
+            matrix[np.ix_(group, group)] += c[group] / c[group].sum()
+        return lu_factor(matrix)
+
+    def free_groups(self, f, c, s) -> list[np.ndarray]:
+        """Groups of conditions that share states and have no measurement."""
+        return [g for g in connected(self.shared(f, c) * np.outer(c, c), 1e-9) if not s[g].any()]
+
+    def replicas(
+        self,
+        f: np.ndarray,
+        c: np.ndarray,
+        precision: np.ndarray,
+        weights: np.ndarray,
+        measured: np.ndarray,
+        tolerance: float = 1e-4,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The solution for resampled weights and measurements.
+
+        Parameters
+        ----------
+        weights : ndarray, shape (states, replicas), float32
+        measured : ndarray, shape (conditions, replicas)
+
+        Returns
+        -------
+        f : ndarray, shape (conditions, replicas)
+        factor : ndarray, shape (states, replicas), float32
+            Mixture density of every state over that of the solution.
+        """
+        n, s = self.effective[:, None], precision[:, None]
+        solve = self.newton(f, c, precision)
+        out = np.repeat(f[:, None], weights.shape[1], 1)
+        ratio = np.ones(weights.shape, dtype=np.float32)
+        for _ in range(30):
+            total = np.zeros_like(out)
+            shift = np.exp(f[:, None] - out)
+            coefficient = ((n + s * np.where(s > 0, out - measured, 0.0)) * shift).astype(
+                np.float32
+            )
+            for rows, columns, p, _ in self.chunks(f):
+                b = (p / (p @ c[columns])[:, None]).astype(np.float32)
+                r = np.maximum(b @ coefficient[columns], 1e-3)
+                ratio[rows] = r
+                total[columns] += b.T @ (weights[rows] / r)
+            step = lu_solve(solve, total * shift - 1.0)
+            if np.abs(step).max() < tolerance:
+                break
+            out += np.clip(step, -1.0, 1.0)
+        return out, ratio
+
+
+def connected(conductance: np.ndarray, threshold: float) -> list[np.ndarray]:
+    """Groups between which the summed conductance stays below a threshold.
+
+    Pairs above it are joined; groups are merged while anything above it is left between them.
+
+    Examples
+    --------
+    >>> [g.tolist() for g in connected(np.array([[0, 2, 0], [2, 0, 0.1], [0, 0.1, 0]]), 1.0)]
+    [[0, 1], [2]]
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    labels = np.arange(len(conductance))
+    between = np.array(conductance, dtype=float)
+    while True:
+        np.fill_diagonal(between, 0.0)
+        count, merged = connected_components(between >= threshold, directed=False)
+        if count == len(between):
+            break
+        labels = merged[labels]
+        member = np.zeros((count, len(between)))
+        member[merged, np.arange(len(between))] = 1.0
+        between = member @ between @ member.T
+    return [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
