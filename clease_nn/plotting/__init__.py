@@ -7,11 +7,13 @@ error, bands two; what is not determined (NaN) is left out.
 
 from clease_nn.plotting.curves import correlation, heat_capacity, isotherms
 from clease_nn.plotting.maps import condition_map
+from clease_nn.plotting.phases import boundary_points, phase_diagram
 from clease_nn.plotting.samples import ground_states, histogram, symmetry
 from clease_nn.plotting.style import figure
 from clease_nn.plotting.training import training_curve
 
 __all__ = [
+    "boundary_points",
     "condition_map",
     "correlation",
     "figure",
@@ -19,6 +21,7 @@ __all__ = [
     "heat_capacity",
     "histogram",
     "isotherms",
+    "phase_diagram",
     "symmetry",
     "training_curve",
 ]
