@@ -4,6 +4,7 @@ __all__ = [
     "CalculatorWarning",
     "ChainWarning",
     "CleaseNNWarning",
+    "InterruptedWarning",
     "LostModeWarning",
     "LowESSWarning",
     "NoModelWarning",
@@ -27,6 +28,10 @@ class CleaseNNWarning(UserWarning):
 
 class CalculatorWarning(CleaseNNWarning):
     """Structures without an energy; their energies read NaN."""
+
+
+class InterruptedWarning(CleaseNNWarning):
+    """A run was interrupted; what had been finished was returned."""
 
 
 class LowESSWarning(CleaseNNWarning):

@@ -2,6 +2,7 @@
 
 from clease_nn.sampler.canonical import CanonicalBlockMoves, match_composition
 from clease_nn.sampler.draws import draw_chain, resample_chain
+from clease_nn.sampler.grid import potential_grid, potential_line, temperature_grid
 from clease_nn.sampler.lookup import find_model, model_folders
 from clease_nn.sampler.moves import NeuralMoves
 from clease_nn.sampler.schedule import Schedule, plan_schedule
@@ -20,5 +21,8 @@ __all__ = [
     "match_composition",
     "model_folders",
     "plan_schedule",
+    "potential_grid",
+    "potential_line",
     "resample_chain",
+    "temperature_grid",
 ]

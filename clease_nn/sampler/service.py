@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from clease_nn import recipes, thermodynamics
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.sampler.draws import draw_chain
@@ -22,9 +25,11 @@ from clease_nn.sampler.system import System
 from clease_nn.sampling import sample
 from clease_nn.statistics import Estimate
 from clease_nn.training import fit
-from clease_nn.warnings import NoModelWarning, OutOfRangeWarning
+from clease_nn.warnings import InterruptedWarning, NoModelWarning, OutOfRangeWarning
 
 __all__ = ["ModelService", "condition_range", "check_train"]
+
+_ROWS = 1024  # drawn between two updates of the progress bar
 
 
 def check_train(train) -> None:
@@ -280,25 +285,102 @@ class ModelService:
             If there is no model, or the condition is out of range with
             ``out_of_range="raise"``.
         """
-        trained = self.lookup(conditions, train)
-        if trained is None:
-            trained = self.at_hand
+        [trained] = self._drawing(conditions, train)
+        rng = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+        if not weighted:
+            parts = trained.model, self.system.ensemble, self.system.lattice
+            return draw_chain(*parts, conditions, int(n), rng)
+        return self._draw(trained, conditions, int(n), rng)
+
+    def sample_grid(
+        self,
+        conditions: Conditions,
+        n: int,
+        seed: np.random.SeedSequence,
+        *,
+        train: Callable[[], None] | None = None,
+        progress: bool = True,
+    ) -> Configurations:
+        """Draw ``n`` weighted configurations at each of many conditions.
+
+        Parameters
+        ----------
+        conditions : Conditions
+        n : int
+        seed : SeedSequence
+        train : callable, optional
+            As in :meth:`lookup`.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        Configurations
+            Rows in the order of the conditions. After Ctrl-C those of the leading conditions
+            that were finished, with an ``InterruptedWarning``.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`sample`, before anything is drawn.
+        KeyboardInterrupt
+            If none was finished.
+        """
+        models = self._drawing(conditions, train)
+        rng = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+        at_once = max(1, _ROWS // n)
+        parts, done = [], 0
+        bar = tqdm(total=len(conditions), disable=not progress, desc="sampling", unit="condition")
+        try:
+            for _, group in groupby(range(len(conditions)), lambda k: id(models[k])):
+                rows = list(group)
+                for k in range(0, len(rows), at_once):
+                    at = rows[k : k + at_once]
+                    parts.append(self._draw(models[at[0]], conditions[at], n, rng))
+                    done += len(at)
+                    bar.update(len(at))
+        except KeyboardInterrupt:
+            if not parts:
+                raise
+            warnings.warn(
+                f"sampling was interrupted: {done} of {len(conditions)} conditions are returned",
+                InterruptedWarning,
+                stacklevel=3,
+            )
+        finally:
+            bar.close()
+        cost = Cost.sum(Cost.from_provenance(p.provenance) for p in parts).to_dict()
+        return replace(Configurations.cat(parts), provenance={**parts[0].provenance, **cost})
+
+    def _drawing(self, conditions, train) -> list[TrainedModel]:
+        """The model to draw from at every condition; one warning where they lie out of range."""
+        models, outside = [], []
+        for k in range(len(conditions)):
+            trained = self.lookup(conditions[k], train)
+            if trained is None:
+                outside.append(k)
+                trained = self.at_hand
             if trained is None:
                 raise ValueError(
                     "there is no trained model of this system; train one with fit() or give "
                     "model='file.nn'"
                 )
+            models.append(trained)
+        if outside:
+            text = self.outside(conditions[outside[0]])
+            if len(outside) > 1:
+                text = f"{len(outside)} of {len(conditions)} conditions, the first: {text}"
             warnings.warn(
-                f"{self.outside(conditions)}: drawn from a model that was not trained there; "
-                "see NESS",
+                f"{text}: drawn from a model that was not trained there; see NESS",
                 OutOfRangeWarning,
                 stacklevel=4,
             )
-        rng = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+        return models
+
+    def _draw(self, trained: TrainedModel, conditions: Conditions, n: int, rng) -> Configurations:
+        """``n`` weighted draws at each condition."""
         parts = trained.model, self.system.ensemble, self.system.lattice
-        if not weighted:
-            return draw_chain(*parts, conditions, int(n), rng)
-        return sample(*parts, conditions.repeat(int(n)), rng, precision="auto")
+        return sample(*parts, conditions.repeat(n), rng, precision="auto")
 
     def free_energy(
         self, conditions: Conditions, n: int, seed: np.random.SeedSequence, **options: Any

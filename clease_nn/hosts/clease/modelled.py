@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from clease.montecarlo import SGCMonteCarlo
 
+from clease_nn import thermodynamics
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
@@ -18,7 +19,15 @@ from clease_nn.hosts.clease.checks import check_chemical_potential, check_count,
 from clease_nn.hosts.clease.constraints import read_generator
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import ModelService, System, condition_range
+from clease_nn.phases import ChemicalPotentialLine
+from clease_nn.sampler import (
+    ModelService,
+    System,
+    condition_range,
+    potential_grid,
+    potential_line,
+    temperature_grid,
+)
 from clease_nn.statistics import Estimate
 
 __all__ = ["AbstractModelledSampler"]
@@ -226,6 +235,112 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         """
         request = self._request(n, temp, chem_pot)
         return self._models.free_energy(*request, train=self._lookup_and_train())
+
+    def sample_grid(
+        self,
+        n: int,
+        temps: float | Sequence[float],
+        chem_pots: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
+        *,
+        progress: bool = True,
+    ) -> Configurations:
+        """Draw ``n`` weighted configurations at every condition of a grid.
+
+        Parameters
+        ----------
+        n : int
+            At each condition.
+        temps : float or array_like, shape (t,)
+            K.
+        chem_pots : mapping of str to array_like, or sequence of mappings
+            eV: ``{"c1_0": [-0.02, 0, 0.02]}``, of several names all combinations; or a list of
+            chemical potentials as :meth:`sample` takes them.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        Configurations
+            ``n`` rows a condition; the temperature varies slowest. After Ctrl-C the conditions
+            finished so far, with an ``InterruptedWarning``.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`sample`, or if the grid is empty. Conditions out of the trained range raise
+            with ``out_of_range="raise"`` before anything is drawn.
+        TypeError
+            If the arguments are not what they should be.
+
+        Examples
+        --------
+        ::
+
+            c = mc.sample_grid(100, [300, 400, 500], {"c1_0": np.linspace(-0.05, 0.05, 21)})
+            dos = thermodynamics.density_of_states(c)
+        """
+        check_count("n", n, 1)
+        temps, chem_pots = temperature_grid(temps), potential_grid(chem_pots)
+        self._check_energy()
+        for given in chem_pots:
+            check_chemical_potential(given)
+        grid = Conditions.grid(temps, np.array([self._mu(given) for given in chem_pots]))
+        self._refuse_restrictions()
+        return self._models.sample_grid(grid, int(n), self._spawn(), progress=progress,
+                                        train=self._lookup_and_train())  # fmt: skip
+
+    def density_of_states(
+        self,
+        n: int,
+        temps: float | Sequence[float],
+        chem_pots: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
+        *,
+        progress: bool = True,
+    ) -> thermodynamics.DensityOfStates:
+        """Thermodynamics at any condition on and between those of a grid, from the model.
+
+        Parameters and errors as :meth:`sample_grid`, whose samples
+        :func:`clease_nn.thermodynamics.density_of_states` combines.
+        """
+        drawn = self.sample_grid(n, temps, chem_pots, progress=progress)
+        return thermodynamics.density_of_states(drawn)
+
+    def line(
+        self, name: str, against: str | None = None, at: Mapping[str, float] | None = None
+    ) -> ChemicalPotentialLine:
+        """The line of conditions along one chemical potential, for phases and phase diagrams.
+
+        Parameters
+        ----------
+        name : str
+            What varies, in eV: a singlet ("c1_0") or an element.
+        against : str, optional
+            Another element: the position on the line is ``mu_name - mu_against``.
+        at : mapping of str to float, optional
+            The other chemical potentials; default zero.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or ``at`` has a value for ``name`` itself.
+
+        Examples
+        --------
+        >>> from clease_nn.hosts.clease import NeuralSGCSampler
+        >>> from clease_nn.hosts.clease.examples import cuau_emt_atoms
+        >>> mc = NeuralSGCSampler(cuau_emt_atoms(), 600, symbols=["Au", "Cu"])
+        >>> line = mc.line("c1_0")
+        >>> line.label, line.species, line.direction.round(6).tolist()
+        ('c1_0 (eV)', 'Au', [1.0, -1.0])
+        >>> mc.line("Au", against="Cu").label
+        'mu_Au - mu_Cu (eV)'
+        """
+        at = {} if at is None else at
+        check_chemical_potential(at, "at")
+        if name in at:
+            raise ValueError(f"{name} varies along the line, so at= cannot have a value for it")
+        axis = self._axes([name])[0]
+        return potential_line(self._lattice, name, axis, self._mu(at), against)
 
     def _request(self, n, temp, chem_pot) -> tuple[Conditions, int, np.random.SeedSequence]:
         check_count("n", n, 1)

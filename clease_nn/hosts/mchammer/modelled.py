@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
@@ -22,7 +22,14 @@ from clease_nn.hosts.mchammer.chemical_potentials import Gauge
 from clease_nn.hosts.mchammer.expansion import Expansion, flip_groups
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.sampler import ModelService, condition_range
+from clease_nn.phases import ChemicalPotentialLine
+from clease_nn.sampler import (
+    ModelService,
+    condition_range,
+    potential_grid,
+    potential_line,
+    temperature_grid,
+)
 from clease_nn.single_chain import FlipGroups
 from clease_nn.statistics import Estimate
 
@@ -202,9 +209,105 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         seed = self._spawning.spawn(1)[0]
         fixed = self._fixed(given)
         c = self._models.sample(fixed, int(n), seed, weighted=weighted, train=self._on_demand())
-        shift = (given.mu - fixed.mu)[0]
-        moved = (shift[c.occupations.long()].sum(1)) / given.kT
-        return replace(c, conditions=given.repeat(len(c)), log_target=c.log_target + moved)
+        return _as_given(c, given.repeat(len(c)))
+
+    def sample_grid(
+        self,
+        n: int,
+        temperatures: float | Sequence[float],
+        chemical_potentials: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
+        *,
+        progress: bool = True,
+    ) -> Configurations:
+        """Draw ``n`` weighted configurations at every condition of a grid.
+
+        Parameters
+        ----------
+        n : int
+            At each condition.
+        temperatures : float or array_like, shape (t,)
+            K.
+        chemical_potentials : mapping to array_like, or sequence of mappings
+            eV: ``{"Ag": 0, "Au": [0.1, 0.2]}``, of several elements all combinations; or a list
+            of chemical potentials as :meth:`sample` takes them.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        Configurations
+            ``n`` rows a condition; the temperature varies slowest. After Ctrl-C the conditions
+            finished so far, with an ``InterruptedWarning``.
+
+        Raises
+        ------
+        TypeError
+            As :meth:`sample`, or if the arguments are not what they should be.
+        ValueError
+            As :meth:`sample`, or if the grid is empty. Conditions out of the trained range raise
+            with ``out_of_range="raise"`` before anything is drawn.
+        """
+        self._known()
+        _check_count(n)
+        scale = self.boltzmann_constant / kB
+        temperatures = [scale * t for t in temperature_grid(temperatures)]
+        mu = [self._gauge.mu(given) for given in potential_grid(chemical_potentials)]
+        given = Conditions.grid(temperatures, np.array(mu))
+        self._refuse_restrictions()
+        c = self._models.sample_grid(
+            self._fixed(given),
+            int(n),
+            self._spawning.spawn(1)[0],
+            progress=progress,
+            train=self._on_demand(),
+        )
+        return _as_given(c, given.repeat(int(n))[: len(c)])
+
+    def density_of_states(
+        self,
+        n: int,
+        temperatures: float | Sequence[float],
+        chemical_potentials: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
+        *,
+        progress: bool = True,
+    ) -> thermodynamics.DensityOfStates:
+        """Thermodynamics at any condition on and between those of a grid, from the model.
+
+        Parameters and errors as :meth:`sample_grid`, whose samples
+        :func:`clease_nn.thermodynamics.density_of_states` combines.
+        """
+        drawn = self.sample_grid(n, temperatures, chemical_potentials, progress=progress)
+        return thermodynamics.density_of_states(drawn)
+
+    def line(
+        self, name: str, against: str | None = None, at: Mapping[str, float] | None = None
+    ) -> ChemicalPotentialLine:
+        """The line of conditions along one chemical potential, for phases and phase diagrams.
+
+        Parameters
+        ----------
+        name : str
+            The element whose chemical potential varies, in eV.
+        against : str, optional
+            Another element: the position on the line is ``mu_name - mu_against``.
+        at : mapping of str to float, optional
+            The other chemical potentials; default zero.
+
+        Raises
+        ------
+        TypeError
+            If the calculator's energy is more than a cluster expansion.
+        ValueError
+            If an element is unknown or on an inactive sublattice, or ``at`` has a value for
+            ``name`` itself.
+        """
+        self._known()
+        self._gauge.axes({name: 0.0})
+        if at is not None and name in at:
+            raise ValueError(f"{name} varies along the line, so at= cannot have a value for it")
+        origin = np.zeros(self.lattice.n_species) if not at else self._gauge.mu(at)
+        axis = np.eye(self.lattice.n_species)[self.lattice.species.index(name)]
+        return potential_line(self.lattice, name, axis, origin, against)
 
     def free_energy(
         self,
@@ -228,6 +331,13 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
                 "configurations, but the model draws all of them; use an ensemble without them "
                 "for sample() and free_energy()"
             )
+
+
+def _as_given(c: Configurations, given: Conditions) -> Configurations:
+    """Draws of the fixed gauge, at the chemical potentials that were asked for."""
+    shift = given.mu - c.conditions.mu
+    moved = shift.gather(1, c.occupations.long()).sum(1) / given.kT
+    return replace(c, conditions=given, log_target=c.log_target + moved)
 
 
 def check_number(name: str, value, zero: bool = False) -> None:
