@@ -1,4 +1,4 @@
-"""The project's own Cu-Au cluster expansion as a CLEASE object."""
+"""The project's own expansions of Cu-Au and Ag-Pd as CLEASE objects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from ase import Atoms
 
-__all__ = ["cuau_emt_atoms", "cuau_emt_data"]
+__all__ = ["agpd_emt_atoms", "agpd_emt_data", "cuau_emt_atoms", "cuau_emt_data", "emt_atoms"]
 
 
 def cuau_emt_data() -> dict:
@@ -26,8 +26,18 @@ def cuau_emt_data() -> dict:
     >>> sorted(cuau_emt_data())
     ['eci', 'provenance', 'settings']
     """
-    text = files("clease_nn").joinpath("data/cuau_emt.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    return _read("cuau_emt.json")
+
+
+def agpd_emt_data() -> dict:
+    """The committed Ag-Pd expansion, in the form of :func:`cuau_emt_data`.
+
+    Examples
+    --------
+    >>> agpd_emt_data()["settings"]["basis_elements"]
+    [['Ag', 'Pd']]
+    """
+    return _read("agpd_emt.json")
 
 
 def cuau_emt_atoms(size: tuple[int, int, int] = (2, 2, 4), data: dict | None = None) -> Atoms:
@@ -59,12 +69,36 @@ def cuau_emt_atoms(size: tuple[int, int, int] = (2, 2, 4), data: dict | None = N
     >>> len(atoms), type(atoms.calc).__name__
     (16, 'Clease')
     """
+    return emt_atoms(cuau_emt_data() if data is None else data, size)
+
+
+def agpd_emt_atoms(size: tuple[int, int, int] = (2, 2, 4)) -> Atoms:
+    """Supercell of the Ag-Pd example with a ``Clease`` calculator.
+
+    In ASE's effective medium potential Ag and Pd demix; the real alloy mixes. The expansion is a
+    test case with a miscibility gap, not a description of Ag-Pd.
+
+    Parameters, result and errors as :func:`cuau_emt_atoms`; all sites are Pd.
+
+    Examples
+    --------
+    >>> agpd_emt_atoms().get_chemical_formula()
+    'Pd16'
+    """
+    return emt_atoms(agpd_emt_data(), size)
+
+
+def emt_atoms(data: dict, size: tuple[int, int, int] = (2, 2, 4)) -> Atoms:
+    """Supercell of any expansion in the form of :func:`cuau_emt_data`.
+
+    All sites carry the last element of the settings. Other parameters, result and errors as
+    :func:`cuau_emt_atoms`.
+    """
     from clease.calculator import attach_calculator
     from clease.settings import CEBulk, Concentration
 
     if len(size) != 3 or any(int(n) != n or n < 1 for n in size):
         raise ValueError(f"size must be three positive integers such as (2, 2, 4), got {size}")
-    data = cuau_emt_data() if data is None else data
     given = data["settings"]
     # CLEASE keeps its templates in a database file, which nothing reads once the cell is made
     with tempfile.TemporaryDirectory() as folder:
@@ -75,8 +109,12 @@ def cuau_emt_atoms(size: tuple[int, int, int] = (2, 2, 4), data: dict | None = N
             size=[int(n) for n in size],
             max_cluster_dia=given["max_cluster_dia"],
             basis_func_type=given["basis_func_type"],
-            db_name=os.path.join(folder, "cuau_emt.db"),
+            db_name=os.path.join(folder, "emt.db"),
         )
         atoms = settings.prim_cell.copy()
-        atoms.symbols[:] = "Cu"
+        atoms.symbols[:] = given["basis_elements"][0][-1]
         return attach_calculator(settings, atoms.repeat([int(n) for n in size]), data["eci"])
+
+
+def _read(name: str) -> dict:
+    return json.loads(files("clease_nn").joinpath("data", name).read_text(encoding="utf-8"))
