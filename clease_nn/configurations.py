@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clease_nn.conditions import Conditions
+from clease_nn.cost import Cost, merge_provenance
 from clease_nn.lattice import UNKNOWN, Lattice
 
 __all__ = ["Configurations", "species_counts"]
@@ -47,7 +48,9 @@ class Configurations:
     chain : Tensor, shape (batch,), int64, optional
         Chain of origin, rows in time order; None for independent draws.
     provenance : Mapping
-        JSON-ready: energy evaluations, network passes, seconds, versions, seeds.
+        JSON-ready: method, seeds, and what the data have cost under the names of
+        :class:`~clease_nn.cost.Cost`. A slice keeps the cost of the whole run it was cut from;
+        :meth:`cat` adds the costs of different runs.
 
     Examples
     --------
@@ -104,6 +107,11 @@ class Configurations:
         return self.log_target - self.log_prob
 
     @property
+    def cost(self) -> Cost:
+        """What the data have cost, as far as ``provenance`` tells; of a slice, the whole run."""
+        return Cost.from_provenance(self.provenance)
+
+    @property
     def same_given(self) -> bool:
         """Whether all rows were drawn around the same given sites, with the same species there.
 
@@ -131,7 +139,11 @@ class Configurations:
 
     @staticmethod
     def cat(parts: Iterable[Configurations]) -> Configurations:
-        """Concatenate batches of one lattice; optional columns must be in all or in none."""
+        """Concatenate batches of one lattice; optional columns must be in all or in none.
+
+        Costs in the provenance are added, other entries kept where all parts agree
+        (:func:`~clease_nn.cost.merge_provenance`); slices of one result cost what it did, once.
+        """
         parts = list(parts)
         if not parts:
             raise ValueError("nothing to concatenate")
@@ -143,6 +155,7 @@ class Configurations:
             if any(v is None for v in column) and any(v is not None for v in column):
                 raise ValueError(f"{name} is present in some parts only")
             out[name] = None if column[0] is None else torch.cat(column)
+        out["provenance"] = merge_provenance([p.provenance for p in parts])
         return replace(parts[0], **out)
 
     def to(self, device) -> Configurations:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import clease_nn
 from clease_nn.conditions import ConditionRange
+from clease_nn.cost import Cost
 from clease_nn.files import replacing
 from clease_nn.models import AbstractOccupationModel, model_from_config
 
@@ -136,6 +137,14 @@ class TrainedModel:
     model: AbstractOccupationModel
     range: ConditionRange
     metadata: dict = field(default_factory=dict)
+
+    @property
+    def cost(self) -> Cost:
+        """What training has cost, paid once; validation and compilation not counted."""
+        return Cost(
+            training_seconds=float(self.metadata.get("training_seconds", 0.0)),
+            training_energy_evaluations=float(self.metadata.get("energy_evaluations", 0.0)),
+        )
 
     def save(self, path: str | os.PathLike) -> None:
         """Write weights and JSON to one file (safetensors).

@@ -47,7 +47,9 @@ def sample(
     Returns
     -------
     Configurations
-        With ``log_prob`` (ln q as drawn), ``energy`` (eV per supercell) and ``log_target``.
+        With ``log_prob`` (ln q as drawn), ``energy`` (eV per supercell) and ``log_target``, and
+        the cost in ``provenance``; that of training is known to
+        :attr:`clease_nn.io.TrainedModel.cost`.
 
     Raises
     ------
@@ -112,6 +114,7 @@ def complete(
     provenance = {
         "energy_evaluations": len(out),
         "network_passes": passes,
+        "attempts_per_site": int((~partial.known).sum()) / partial.lattice.n_sites,
         "seconds": time.perf_counter() - started,
     }
     return replace(out, provenance=provenance)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
@@ -126,6 +129,7 @@ class Chains:
         self.generators = self.engine.new_generators(n, self.rng)
         self.accepted = 0
         self.attempted = 0
+        self.seconds = 0.0
         self._energy: np.ndarray | None = None
 
     # ------------------------------------------------------------------ state
@@ -178,6 +182,15 @@ class Chains:
         """Energies evaluated so far; a single-site energy difference counts as one."""
         return self.engine.evaluations
 
+    @property
+    def cost(self) -> Cost:
+        """What all chains together have cost; seconds are those of sweeps in this process."""
+        return Cost(
+            energy_evaluations=float(self.energy_evaluations),
+            attempts_per_site=self.attempted / self.lattice.n_sites,
+            seconds=self.seconds,
+        )
+
     def permute(self, order: np.ndarray) -> None:
         """Chain ``c`` continues from the configuration of chain ``order[c]``."""
         self._occupations = self._occupations[order]
@@ -208,6 +221,7 @@ class Chains:
         """
         if method not in _METHODS:
             raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
+        started = time.perf_counter()
         attempted, accepted, self._energy = getattr(self.engine, method)(
             self._occupations,
             self.beta,
@@ -220,6 +234,7 @@ class Chains:
         )
         self.attempted += attempted
         self.accepted += accepted
+        self.seconds += time.perf_counter() - started
 
     def configurations(self, chain=None) -> Configurations:
         """Present configurations with energy, log_target and chain filled in.
@@ -244,6 +259,7 @@ class Chains:
             energy=energy,
             log_target=self.ensemble.log_weight(c, energy),
             chain=c.chain,
+            provenance=self.cost.to_dict(),
         )
 
     def state_dict(self) -> dict:

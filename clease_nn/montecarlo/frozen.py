@@ -30,6 +30,8 @@ class FrozenChains:
         Upper bound of the entropy of the basin in units of k.
     best : ndarray of int, shape (chains,)
         Row of the candidates with the lowest ``E - mu.N`` at each condition.
+    energy_evaluations : int
+        What the test has cost.
     """
 
     mask: np.ndarray
@@ -37,6 +39,7 @@ class FrozenChains:
     excess_kT: np.ndarray
     entropy: np.ndarray
     best: np.ndarray
+    energy_evaluations: int = 0
 
     def __str__(self) -> str:
         worst = float(self.excess[self.mask].max()) if self.mask.any() else 0.0
@@ -114,6 +117,7 @@ def frozen_chains(
         excess_kT=excess * beta,
         entropy=entropy,
         best=best,
+        energy_evaluations=engine.evaluations,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.statistics import Estimate
 from clease_nn.warnings import ChainWarning
 
@@ -37,7 +38,7 @@ class TemperingResult:
         Share of exchanges accepted by the weakest pair of neighbours that is needed to join all
         conditions; far smaller than its neighbours' it separates two phases.
     energy_evaluations : int
-        A single-site energy difference counts as one.
+        All of the run's, as ``cost`` has it; a single-site energy difference counts as one.
     """
 
     configurations: Configurations
@@ -47,6 +48,11 @@ class TemperingResult:
     swap_acceptance: np.ndarray
     weakest_link: float
     energy_evaluations: int
+
+    @property
+    def cost(self) -> Cost:
+        """What the run has cost: growth of the starts, burn-in and the ladder included."""
+        return self.configurations.cost
 
     def below_bound(self, sigmas: float = 4.0) -> np.ndarray:
         """(conditions,) bool: ln Z lies below its lower bound by so many errors.

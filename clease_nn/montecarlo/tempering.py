@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
@@ -92,6 +94,7 @@ class ParallelTempering:
         start: str = "grow",
         grow_steps: int = 100,
     ):
+        started = time.perf_counter()
         sequence = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
@@ -103,9 +106,11 @@ class ParallelTempering:
             raise ValueError(f"start must be one of {_STARTS}, got {start!r}")
         self.sweeps_per_exchange = int(sweeps_per_exchange)
         conditions = condition_grid(box, self.shape, jitter, np.random.default_rng(for_grid))
-        occupations = None
+        occupations, self._aside = None, Cost()
         if start == "grow":
-            occupations = _grown(ensemble, lattice, conditions, self.shape, grow_steps, for_growth)
+            occupations, self._aside = _grown(
+                ensemble, lattice, conditions, self.shape, grow_steps, for_growth
+            )
         self.chains = Chains(ensemble, lattice, conditions, occupations, seed=for_chains)
         self.rng = np.random.default_rng(for_swaps)
         self.n_grid = len(conditions)
@@ -113,6 +118,7 @@ class ParallelTempering:
         self._connect(np.arange(self.n_grid).reshape(self.shape))
         self.replica = np.arange(self.n_grid)
         self.steps = 0
+        self.seconds = time.perf_counter() - started
 
     # ------------------------------------------------------------------ state
     @property
@@ -148,6 +154,12 @@ class ParallelTempering:
         return self.chains.energy_evaluations
 
     @property
+    def cost(self) -> Cost:
+        """What everything up to now has cost, growth included; seconds are of this process."""
+        mine = replace(self.chains.cost, seconds=self.seconds)
+        return replace(self._aside, seconds=0.0) + mine
+
+    @property
     def swap_acceptance(self) -> np.ndarray:
         """Share of exchanges accepted along temperature and every chemical potential."""
         done = [
@@ -164,7 +176,12 @@ class ParallelTempering:
             chain=torch.as_tensor(row, dtype=torch.int64),
         )
         energy = torch.as_tensor(np.array(energy, dtype=float))
-        return replace(c, energy=energy, log_target=self.ensemble.log_weight(c, energy))
+        return replace(
+            c,
+            energy=energy,
+            log_target=self.ensemble.log_weight(c, energy),
+            provenance=self.cost.noted_in({"method": "parallel tempering"}),
+        )
 
     # ------------------------------------------------------------------ moves
     def step(self) -> tuple[torch.Tensor, Conditions]:
@@ -177,9 +194,11 @@ class ParallelTempering:
         conditions : Conditions
             Their conditions.
         """
+        started = time.perf_counter()
         self.chains.sweep(self.sweeps_per_exchange)
         self.exchange()
         self.steps += 1
+        self.seconds += time.perf_counter() - started
         return torch.from_numpy(self.occupations.copy()), self.conditions
 
     def exchange(self) -> None:
@@ -220,6 +239,9 @@ class ParallelTempering:
             sweeps=sweeps,
             margin=margin,
             seed=np.random.SeedSequence(self.rng.integers(2**63)),
+        )
+        self._aside += Cost(
+            energy_evaluations=test.energy_evaluations, attempts_per_site=sweeps * self.n_grid
         )
         rows = np.flatnonzero(test.mask)
         if len(rows):
@@ -282,6 +304,7 @@ class ParallelTempering:
             raise ValueError(f"n_steps must be at least 10, got {n_steps}")
         if not 1 <= interval <= n_steps:
             raise ValueError(f"interval must be between 1 and {n_steps}, got {interval}")
+        started, before = time.perf_counter(), self.seconds
         burn_in = n_steps // 4 if burn_in is None else int(burn_in)
         if log_z and self._rungs == 0:
             self._extend()
@@ -309,10 +332,11 @@ class ParallelTempering:
         bar.close()
         occupations = np.stack(kept, 1).reshape(-1, self.lattice.n_sites)
         row = np.repeat(np.arange(self.n_grid), len(kept))
+        estimate = self._log_z(energy, counts) if log_z else None
+        self.seconds = before + time.perf_counter() - started
         configurations = self._configurations(occupations, np.stack(kept_energy, 1).ravel(), row)
-        estimate = bound = None
+        bound = None
         if log_z:
-            estimate = self._log_z(energy, counts)
             bound = ground_state_bound(self.ensemble, configurations, self.conditions)
         result = TemperingResult(
             configurations=configurations,
@@ -321,7 +345,7 @@ class ParallelTempering:
             lower_bound=bound,
             swap_acceptance=self.swap_acceptance,
             weakest_link=self._weakest_link(),
-            energy_evaluations=self.energy_evaluations,
+            energy_evaluations=int(self.cost.energy_evaluations),
         )
         result.warn(n_steps)
         return result
@@ -405,7 +429,9 @@ class ParallelTempering:
             ),
             seed=np.random.SeedSequence([state, 1]),
         )
-        self.chains.engine.evaluations = old.engine.evaluations
+        self.chains.engine.evaluations += old.engine.evaluations
+        self.chains.attempted, self.chains.accepted = old.attempted, old.accepted
+        self.chains.seconds = old.seconds
         self.chains.set_weights(
             np.concatenate([old.beta, factor * np.tile(hot, rungs)]),
             np.concatenate([old.beta_mu, factor[:, None] * np.tile(hot_mu, (rungs, 1))]),
@@ -423,6 +449,7 @@ class ParallelTempering:
             seed=np.random.SeedSequence(self.rng.integers(2**63)),
         )
         log_weight = trial.counts() @ hot_mu.T - trial.energy[:, None] * hot
+        self._aside += trial.cost
         return int(np.clip(np.ceil(log_weight.std(0).max()), 1, 200))
 
     # ------------------------------------------------------------------ resume
@@ -437,6 +464,7 @@ class ParallelTempering:
             "rungs": self._rungs,
             "accepted": [a.copy() for a in self._accepted],
             "attempted": [a.copy() for a in self._attempted],
+            "aside": replace(self._aside, seconds=0.0).to_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -462,18 +490,19 @@ class ParallelTempering:
         self.rng.bit_generator.state = state["rng"]
         self.replica = np.array(state["replica"], dtype=np.int64)
         self.steps = int(state["steps"])
+        self._aside = Cost(**state.get("aside", {}))
         self._accepted = [np.array(a, dtype=np.int64) for a in state["accepted"]]
         self._attempted = [np.array(a, dtype=np.int64) for a in state["attempted"]]
 
 
-def _grown(ensemble, lattice, conditions, shape, steps, seed) -> np.ndarray | None:
-    """Configurations grown from small cells, or None where there are none to grow from."""
+def _grown(ensemble, lattice, conditions, shape, steps, seed) -> tuple[np.ndarray | None, Cost]:
+    """Configurations grown from small cells, or None where there are none to grow from; cost."""
     tables = getattr(ensemble.energy, "tables", None)
     if lattice.n_sites <= _GROW_ABOVE or not isinstance(tables, ClusterTables):
-        return None
+        return None, Cost()
     stages = growth_stages(lattice)
     rng = np.random.default_rng(seed)
-    occupations = None
+    occupations, cost = None, Cost()
     for stage, next_stage in itertools.zip_longest(stages, stages[1:]):
         small = small_lattice(lattice, stage)
         energy = _Folded(tables.fold(stage))
@@ -489,12 +518,15 @@ def _grown(ensemble, lattice, conditions, shape, steps, seed) -> np.ndarray | No
             tempering.chains.occupations = occupations
         for _ in range(steps):
             tempering.step()
+        share = small.n_sites / lattice.n_sites
+        part = tempering.cost
+        cost += replace(part, attempts_per_site=part.attempts_per_site * share)
         first = None if next_stage is None else np.unique(next_stage, return_index=True)[1]
         occupations = tempering.occupations[:, stage if first is None else stage[first]]
     if occupations is not None:
         shift = lattice.translations[rng.integers(len(lattice.translations), size=len(occupations))]
         occupations = np.take_along_axis(occupations, shift, 1)
-    return occupations
+    return occupations, cost
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ added to all of them lowers the grand potential by that constant per site.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import nan
 
@@ -26,6 +27,7 @@ from ase.units import kB
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.statistics import (
     Estimate,
     independence_acceptance,
@@ -164,9 +166,20 @@ class ConditionAverages:
 
 
 class Averages(tuple):
-    """Averages of every condition, a tuple of :class:`ConditionAverages`."""
+    """Averages of every condition, a tuple of :class:`ConditionAverages`.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    cost : Cost
+        What the data behind all of them have cost.
+    """
+
+    cost: Cost
+
+    def __new__(cls, items: Iterable[ConditionAverages] = (), cost: Cost | None = None) -> Averages:
+        self = super().__new__(cls, items)
+        self.cost = Cost() if cost is None else cost
+        return self
 
     @property
     def conditions(self) -> Conditions:
@@ -221,7 +234,7 @@ def averages(c: Configurations) -> Averages:
     >>> print(a.composition[1])
     0.5562 +- 0.0055 (NESS 0.92)
     """
-    return Averages(_average(c, g) for g in groups(c, scored=True))
+    return Averages((_average(c, g) for g in groups(c, scored=True)), c.cost)
 
 
 def mean(c: Configurations, values) -> Estimate:
