@@ -5,8 +5,13 @@ by the caller. Curves differ in marker or dashes as well as in colour. Error bar
 error, bands two; what is not determined (NaN) is left out.
 """
 
-from clease_nn.plotting.curves import correlation, heat_capacity, isotherms
-from clease_nn.plotting.maps import condition_map
+from clease_nn.plotting.curves import (
+    correlation,
+    heat_capacity,
+    isotherms,
+    short_range_order,
+)
+from clease_nn.plotting.maps import condition_map, heat_capacity_map, ness_map
 from clease_nn.plotting.phases import boundary_points, phase_diagram
 from clease_nn.plotting.samples import ground_states, histogram, symmetry
 from clease_nn.plotting.style import figure
@@ -19,9 +24,12 @@ __all__ = [
     "figure",
     "ground_states",
     "heat_capacity",
+    "heat_capacity_map",
     "histogram",
     "isotherms",
+    "ness_map",
     "phase_diagram",
+    "short_range_order",
     "symmetry",
     "training_curve",
 ]

@@ -70,6 +70,22 @@ def shaped(estimate: Estimate, shape: tuple[int, ...], name: str) -> Estimate:
     return Estimate(value, error)
 
 
+def determined(estimate: Estimate, name: str) -> Estimate:
+    """The estimate itself.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw: no value, or only NaN.
+    """
+    if not np.isfinite(estimate.value).any():
+        raise ValueError(
+            f"there is nothing to draw: none of the {np.size(estimate.value)} values of {name} is "
+            "determined"
+        )
+    return estimate
+
+
 def edges(centres: np.ndarray) -> np.ndarray:
     """Cell borders halfway between centres."""
     if len(centres) == 1:
@@ -113,6 +129,15 @@ def say(ax: Axes, text: str) -> None:
         color="0.3",
         wrap=True,
     )
+
+
+def chemical(formula: str) -> str:
+    """A formula with subscripts.
+
+    >>> chemical("Cu3Au")
+    'Cu$_{3}$Au'
+    """
+    return re.sub(r"(\d+)", r"$_{\1}$", formula)
 
 
 def mathematical(label: str) -> str:
