@@ -8,5 +8,6 @@ except ImportError as error:
 
 from clease_nn.hosts.mchammer.ensemble import NeuralSGCEnsemble
 from clease_nn.hosts.mchammer.extraction import energy, lattice, parent_fingerprint
+from clease_nn.hosts.mchammer.wang_landau import wang_landau
 
-__all__ = ["NeuralSGCEnsemble", "energy", "lattice", "parent_fingerprint"]
+__all__ = ["NeuralSGCEnsemble", "energy", "lattice", "parent_fingerprint", "wang_landau"]
