@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from clease_nn import recipes, thermodynamics
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.cost import Cost
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.sampler.draws import draw_chain
@@ -289,7 +288,7 @@ class ModelService:
         rng = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
         if not weighted:
             parts = trained.model, self.system.ensemble, self.system.lattice
-            return draw_chain(*parts, conditions, int(n), rng)
+            return _with_training(draw_chain(*parts, conditions, int(n), rng), trained)
         return self._draw(trained, conditions, int(n), rng)
 
     def sample_grid(
@@ -349,8 +348,7 @@ class ModelService:
             )
         finally:
             bar.close()
-        cost = Cost.sum(Cost.from_provenance(p.provenance) for p in parts).to_dict()
-        return replace(Configurations.cat(parts), provenance={**parts[0].provenance, **cost})
+        return Configurations.cat(parts)
 
     def _drawing(self, conditions, train) -> list[TrainedModel]:
         """The model to draw from at every condition; one warning where they lie out of range."""
@@ -380,7 +378,7 @@ class ModelService:
     def _draw(self, trained: TrainedModel, conditions: Conditions, n: int, rng) -> Configurations:
         """``n`` weighted draws at each condition."""
         parts = trained.model, self.system.ensemble, self.system.lattice
-        return sample(*parts, conditions.repeat(n), rng, precision="auto")
+        return _with_training(sample(*parts, conditions.repeat(n), rng, precision="auto"), trained)
 
     def free_energy(
         self, conditions: Conditions, n: int, seed: np.random.SeedSequence, **options: Any
@@ -422,6 +420,11 @@ def condition_range(
             raise ValueError(f"the range of {name} must be (low, high) in eV, got {value!r}")
     low, high = zip(*chem_pots.values(), strict=True)
     return ConditionRange((unit * temps[0], unit * temps[1]), list(low), list(high), axes)
+
+
+def _with_training(c: Configurations, trained: TrainedModel) -> Configurations:
+    """Draws that know what their model has cost."""
+    return replace(c, provenance=(c.cost + trained.cost).noted_in(c.provenance))
 
 
 def _serves(trained: TrainedModel | None, conditions: Conditions) -> bool:
