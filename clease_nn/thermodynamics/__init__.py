@@ -9,6 +9,8 @@ from clease_nn.thermodynamics.averages import (
     log_z,
     mean,
 )
+from clease_nn.thermodynamics.canonical import canonical
+from clease_nn.thermodynamics.canonical_averages import CanonicalAverages, ChemicalPotentialCurve
 from clease_nn.thermodynamics.correlations import Correlations, correlations
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, Moments
 from clease_nn.thermodynamics.histograms import (
@@ -17,23 +19,50 @@ from clease_nn.thermodynamics.histograms import (
     energy_histogram,
     histogram,
 )
+from clease_nn.thermodynamics.long_range import (
+    OrderParameter,
+    long_range_order,
+    order_parameter,
+)
 from clease_nn.thermodynamics.mixture import density_of_states
+from clease_nn.thermodynamics.response import (
+    ThermodynamicFactor,
+    constant_composition_heat_capacity,
+    thermodynamic_factor,
+)
+from clease_nn.thermodynamics.short_range import (
+    ShortRangeOrder,
+    pair_densities,
+    short_range_order,
+)
 
 __all__ = [
     "Averages",
+    "CanonicalAverages",
+    "ChemicalPotentialCurve",
     "ConditionAverages",
     "Correlations",
     "DensityOfStates",
     "Histogram",
     "Moments",
+    "OrderParameter",
+    "ShortRangeOrder",
+    "ThermodynamicFactor",
     "averages",
+    "canonical",
     "composition_histogram",
     "conditions",
+    "constant_composition_heat_capacity",
     "correlations",
     "density_of_states",
     "energy_histogram",
     "free_energy",
     "histogram",
     "log_z",
+    "long_range_order",
     "mean",
+    "order_parameter",
+    "pair_densities",
+    "short_range_order",
+    "thermodynamic_factor",
 ]
