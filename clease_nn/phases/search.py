@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from time import perf_counter
 
 import numpy as np
 import torch
 
 from clease_nn.conditions import Conditions
-from clease_nn.configurations import Configurations
+from clease_nn.configurations import Configurations, species_counts
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
 from clease_nn.montecarlo.chains import Chains, random_occupations
@@ -39,10 +40,11 @@ def anneal(
     """Cool many chains at many chemical potentials; what each has seen of lowest ``E - mu.N``.
 
     All chains run side by side, ``replicas`` at each chemical potential, with ``sweeps`` heat-bath
-    sweeps at every temperature. Any energy that :class:`~clease_nn.montecarlo.Chains` runs will
-    do. Single-site moves freeze into antiphase domains in large cells: more replicas, slower
-    cooling, or starts from known ordered structures help; no search proves that there is
-    nothing lower.
+    sweeps at every temperature. In the end a state seen at one chemical potential is tried at all
+    the others of its replica, so that replicas stay independent searches. Any energy that
+    :class:`~clease_nn.montecarlo.Chains` runs will do. Single-site moves freeze into antiphase
+    domains in large cells: more replicas, slower cooling, or starts from known ordered structures
+    help; no search proves that there is nothing lower.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ def anneal(
     Returns
     -------
     Configurations
-        Row ``k * replicas + r``: the lowest state seen by replica ``r`` at chemical potential
+        Row ``k * replicas + r``: the lowest state known to replica ``r`` at chemical potential
         ``k``, scored, at the last temperature. They are minima, no sample: ``chain`` and
         ``log_prob`` are not set, so that nobody averages them.
 
@@ -109,12 +111,15 @@ def anneal(
         better = now < lowest
         best[better], lowest[better] = chains.occupations[better], now[better]
         energy[better] = chains.energy[better]
+    counts = species_counts(torch.from_numpy(best), lattice.n_species).numpy()
+    for r in range(replicas):
+        rows = np.arange(r, len(best), replicas)
+        chosen = rows[(energy[rows] - mus @ counts[rows].T).argmin(1)]
+        best[rows], energy[rows] = best[chosen], energy[chosen]
     c = Configurations(lattice, at[-1], torch.from_numpy(best))
     energy = torch.from_numpy(energy)
-    return Configurations(
-        lattice,
-        at[-1],
-        c.occupations,
+    return replace(
+        c,
         energy=energy,
         log_target=ensemble.log_weight(c, energy),
         provenance={
@@ -144,18 +149,17 @@ def ground_state_hull(
 ) -> Hull:
     """Ground states at all chemical potentials, by annealing where those known change.
 
-    Begins with the pure ends. Wherever ground states known coexist, another one would show as a
-    state of lower ``E - mu.N``: chains are annealed there, what they find joins the hull, and so
-    on until nothing new appears. Ground states of however narrow a range of chemical potentials
-    are found so, if :func:`anneal` finds the lowest state of one condition.
+    Begins with the pure ends (:func:`pure_ends`). Wherever ground states known coexist, another
+    one would show as a state of lower ``E - mu.N``: chains are annealed there, what they find
+    joins the hull, and so on until nothing new appears. Ground states of however narrow a range
+    of chemical potentials are found so, if :func:`anneal` finds the lowest state of one condition.
 
     Parameters
     ----------
     ensemble, lattice, temperatures, sweeps, replicas
         As for :func:`anneal`.
     start : Configurations, optional
-        Scored states that are known, such as structures of the literature; needed where a
-        lattice has no pure ends, at least two compositions then.
+        Scored states that are known, such as structures of the literature.
     max_rounds : int
         Rounds of annealing, at most.
     tolerance, references
@@ -184,9 +188,7 @@ def ground_state_hull(
     """
     if max_rounds < 1:
         raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
-    has_ends = bool(lattice.allowed.all(0).any())
-    parts = [pure_ends(ensemble, lattice)] if has_ends else []
-    parts += [] if start is None else [start]
+    parts = [pure_ends(ensemble, lattice)] + ([] if start is None else [start])
     options = {"references": references, "tolerance": tolerance}
     hull = formation_hull(parts, **options)
     seeds = iter(np.random.SeedSequence(seed).spawn(max_rounds))
@@ -282,10 +284,8 @@ def random_search(
                 lowest[k], best[k], energy[k] = h[row], x[row], e[row]
     c = Configurations(lattice, conditions, torch.from_numpy(best))
     energy = torch.from_numpy(energy)
-    return Configurations(
-        lattice,
-        conditions,
-        c.occupations,
+    return replace(
+        c,
         energy=energy,
         log_target=ensemble.log_weight(c, energy),
         provenance={
@@ -298,32 +298,31 @@ def random_search(
 
 
 def pure_ends(ensemble: SemiGrandCanonical, lattice: Lattice) -> Configurations:
-    """All sites with one species, for every species that may fill them, scored.
+    """The corners of all compositions: all sites with one species, for every species, scored.
 
-    A hull needs these ends; a search within a window of chemical potentials may miss them.
+    Where sites differ in what they may carry, each kind of site is filled with one species, in
+    all combinations. A hull needs these ends; a search within a window of chemical potentials
+    may miss them.
 
     Raises
     ------
     ValueError
-        If no species may fill all sites.
+        If an energy is NaN or infinite.
+
+    Examples
+    --------
+    >>> lattice = Lattice.square(2, species=("Cu", "Au", "Ag"))
+    >>> zero = SemiGrandCanonical(lambda lattice, x: torch.zeros(len(x)))
+    >>> pure_ends(zero, lattice).occupations.tolist()
+    [[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]]
     """
-    species = np.flatnonzero(lattice.allowed.all(0))
-    if not len(species):
-        raise ValueError(
-            f"none of {lattice.species} may occupy all active sites: this lattice has no pure ends"
-        )
-    n = len(species)
-    x = np.tile(species[:, None], (1, lattice.n_sites)).astype(np.int8)
+    kinds, kind = np.unique(lattice.allowed, axis=0, return_inverse=True)
+    corners = np.array(list(product(*(np.flatnonzero(row) for row in kinds))))
+    x = corners[:, kind.ravel()].astype(np.int8)
+    n = len(x)
     at = Conditions(np.full(n, 300.0), np.zeros((n, lattice.n_species)))
     c = ensemble.score(Configurations(lattice, at, x))
-    return Configurations(
-        lattice,
-        at,
-        c.occupations,
-        energy=c.energy,
-        log_target=c.log_target,
-        provenance={"method": "pure ends", "energy_evaluations": n},
-    )
+    return replace(c, provenance={"method": "pure ends", "energy_evaluations": n})
 
 
 def _chemical_potentials(lattice: Lattice, mus) -> np.ndarray:
