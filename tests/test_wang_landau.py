@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("icet")
 
+from mchammer import WangLandauDataContainer
 from mchammer_helpers import system
 
 from clease_nn.conditions import Conditions
@@ -106,18 +107,24 @@ def test_two_sublattices():
 
 
 def test_interrupted_runs_go_on(gold, tmp_path):
-    """A run stopped short is refused, kept, and goes on to what it would have been."""
-    atoms, calculator, _ = gold
-    options = {"compositions": HALF, "n_runs": 2, **SHORT}
-    whole = wang_landau(atoms, calculator, 0.1, **options)
+    """A run stopped short is refused and kept, goes on where it was, and is not made again."""
+    atoms, calculator, exact = gold
+    options = {"compositions": HALF, "n_runs": 4, **SHORT}
     with pytest.raises(NotDeterminedError, match="fill factor of .* after 1000 steps"):
-        wang_landau(atoms, calculator, 0.1, folder=tmp_path, max_trial_steps=1000, **options)
-    assert len(list(tmp_path.glob("*.dc"))) == 2
-    dos = wang_landau(atoms, calculator, 0.1, folder=tmp_path, **options)
-    again = wang_landau(atoms, calculator, 0.1, folder=tmp_path, **options)
-    for other in (dos, again):
-        assert np.allclose(other.log_g, whole.log_g) and np.allclose(other.energy, whole.energy)
-        assert other.cost.attempts_per_site == whole.cost.attempts_per_site
+        wang_landau(atoms, calculator, 0.02, folder=tmp_path, max_trial_steps=1000, **options)
+    kept = {path: WangLandauDataContainer.read(str(path)) for path in tmp_path.glob("*.dc")}
+    assert len(kept) == 4
+    dos = wang_landau(atoms, calculator, 0.02, folder=tmp_path, **options)
+    for path, before in kept.items():
+        after = WangLandauDataContainer.read(str(path)).fill_factor_history.to_numpy()
+        part = before.fill_factor_history.to_numpy()
+        assert len(after) > len(part) and (after[: len(part)] == part).all()
+    again = wang_landau(atoms, calculator, 0.02, folder=tmp_path, **options)
+    assert np.array_equal(again.log_g, dos.log_g) and np.array_equal(again.energy, dos.energy)
+    assert again.cost == dos.cost
+    at = Conditions([500.0], [[0.0, 0.0]])
+    half = exact.restricted((exact.counts == HALF[0]).all(1)).log_z(at).value
+    assert abs(dos.log_z(at).z(half)[0]) < 25  # t of 3 degrees of freedom
 
 
 def test_an_executor_gives_the_same(gold):
