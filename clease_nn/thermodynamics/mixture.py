@@ -24,7 +24,7 @@ from clease_nn.warnings import LowESSWarning
 __all__ = ["density_of_states"]
 
 _LINK = 4.0  # effective samples that two groups of conditions must share: ln Z to 0.5
-_MOST_PRECISE = 1e-4  # ln Z; weights that are all equal would know it exactly
+_SHARPEST = 3.0  # error of ln Z times effective samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,11 @@ class _Set:
     inflation: float
     log_z: float = np.nan  # from the mean weight
     error: float = np.inf
+
+    @property
+    def precision(self) -> float:
+        """Inverse variance of ln Z, bounded: more is of no use to so few samples."""
+        return max(self.error, _SHARPEST / self.effective) ** -2
 
 
 def density_of_states(
@@ -94,13 +99,11 @@ def density_of_states(
     model = MultistateLikelihood(energy[first], counts[first], beta, mu, total, n)
 
     measured = np.array([s.log_z for s in sets])
-    precision = np.array([0.0 if np.isnan(s.log_z) else s.error**-2 for s in sets])
+    precision = np.array([0.0 if np.isnan(s.log_z) else s.precision for s in sets])
     f = model.ratios(_start(sets, energy, counts, beta, mu))
     shared = model.shared(f, n) * np.outer(n, n)
     anchor, anchor_error, absolute = _anchors(sets, at, shared, measured, precision, known)
     f = _smooth(f, shared, n, measured, precision)
-    f, mult, precision = _joint(model, f, measured, precision)
-
     rng = np.random.default_rng(seed)
     factors = np.empty((len(energy), n_resamples), dtype=np.float32)
     log_z = np.empty((len(sets), n_resamples))
@@ -108,16 +111,19 @@ def density_of_states(
         b = bootstrap_factors(s.blocks, s.inflation, n_resamples, rng)
         mean = s.weight @ b
         log_z[k] = s.log_z + np.log(mean)
+        # the weight expected beyond the largest one seen is not in resampled weights
+        unseen = np.sqrt(max(s.error**2 - log_z[k].var(), 0.0)) if s.error < np.inf else 0.0
+        log_z[k] += unseen * rng.standard_normal(n_resamples)
         factors[s.rows] = b / mean.astype(np.float32)
     resampled = np.zeros((len(first), n_resamples), dtype=np.float32)
     order = np.argsort(state, kind="stable")
     starts = np.flatnonzero(np.diff(state[order], prepend=-1))
     for r in range(n_resamples):
         resampled[:, r] = np.add.reduceat((weight * factors[:, r])[order], starts)
-    f_replicas, ratio = model.replicas(f, mult, precision, resampled, log_z)
-    factors /= ratio[state]
+    f, mult, f_replicas, ratio, solved = _joint(model, f, measured, precision, resampled, log_z)
+    factors = factors[:, solved] / ratio[state][:, solved]
     shift = np.zeros(len(sets))
-    noise = rng.standard_normal(n_resamples)
+    noise = rng.standard_normal(n_resamples)[solved]
     for group, value, error in zip(*anchor, anchor_error, strict=True):
         pinned = np.flatnonzero(np.isfinite(error))
         weights = error[pinned] ** -2.0
@@ -191,7 +197,7 @@ def _pool(parts: list[Configurations]):
                         np.arange(n),
                         1.0,
                         float(log_z.value),
-                        max(float(log_z.error), _MOST_PRECISE),
+                        float(log_z.error),
                     )
                 )
             else:
@@ -320,14 +326,17 @@ def _smooth(f, shared, n, measured, precision) -> np.ndarray:
     return f + covariance[:, k] @ gain
 
 
-def _joint(model, f, measured, precision):
-    """The joint solution; where measurements contradict samples they are trusted less."""
+def _joint(model, f, measured, precision, weights, resampled):
+    """The joint solution and its replicas; measurements against the samples are trusted less."""
     measured = np.where(precision > 0, measured, 0.0)
     for trust in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001):
         try:
-            return (*model.joint(f, measured, trust * precision), trust * precision)
+            g, c = model.joint(f, measured, trust * precision)
         except RuntimeError:
             continue
+        replicas, ratio, solved = model.replicas(g, c, trust * precision, weights, resampled)
+        if solved.mean() > 0.9:
+            return g, c, replicas[:, solved], ratio, solved
     raise NotDeterminedError(
         "ln Z from the mean weights contradict the overlap of the samples; check that log_prob is "
         "that of the draws, or draw more"

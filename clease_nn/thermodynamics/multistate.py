@@ -2,8 +2,8 @@
 
 Rows ``i`` with statistical weights ``u_i`` come from conditions ``k`` with unnormalised densities
 ``p_k(x) = exp(-(E - mu_k.N)/kT_k)``; condition ``k`` stands for ``N_k`` effective samples, the sum
-of its ``u_i``. Where a mean importance weight has measured ``ln Z_k`` to be ``f'_k +- sigma_k``, the
-weights ``g_i`` of the states maximise
+of its ``u_i``. Where a mean importance weight has measured ``ln Z_k`` to be ``f'_k +- sigma_k``,
+the weights ``g_i`` of the states maximise
 
     sum_i u_i ln g_i - sum_k N_k ln Z_k - sum_k (ln Z_k - f'_k)^2 / (2 sigma_k^2),
     Z_k = sum_i g_i p_k(x_i),
@@ -33,6 +33,8 @@ from scipy.linalg import lu_factor, lu_solve
 __all__ = ["MultistateLikelihood"]
 
 _CHUNK = 2048
+_MOST_STEPS = 30
+_LOWEST_RATIO = 0.02  # of mixtures of a replica and the solution; replicas stop before it
 _NEGLIGIBLE = -32.0  # logarithm of a density, relative to the mixture, that is left out
 
 
@@ -194,7 +196,7 @@ class MultistateLikelihood:
         weights: np.ndarray,
         measured: np.ndarray,
         tolerance: float = 1e-4,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The solution for resampled weights and measurements.
 
         Parameters
@@ -207,27 +209,40 @@ class MultistateLikelihood:
         f : ndarray, shape (conditions, replicas)
         factor : ndarray, shape (states, replicas), float32
             Mixture density of every state over that of the solution.
+        solved : ndarray of bool, shape (replicas,)
+            False where no solution was found.
         """
         n, s = self.effective[:, None], precision[:, None]
         solve = self.newton(f, c, precision)
-        out = np.repeat(f[:, None], weights.shape[1], 1)
-        ratio = np.ones(weights.shape, dtype=np.float32)
-        for _ in range(30):
-            total = np.zeros_like(out)
-            shift = np.exp(f[:, None] - out)
-            coefficient = ((n + s * np.where(s > 0, out - measured, 0.0)) * shift).astype(
-                np.float32
-            )
-            for rows, columns, p, _ in self.chunks(f):
-                b = (p / (p @ c[columns])[:, None]).astype(np.float32)
-                r = np.maximum(b @ coefficient[columns], 1e-3)
-                ratio[rows] = r
-                total[columns] += b.T @ (weights[rows] / r)
-            step = lu_solve(solve, total * shift - 1.0)
-            if np.abs(step).max() < tolerance:
+        accepted = np.repeat(f[:, None], weights.shape[1], 1)
+        trial, step = accepted.copy(), np.zeros_like(accepted)
+        size, best = np.ones(weights.shape[1]), np.full(weights.shape[1], np.inf)
+        for _ in range(_MOST_STEPS):
+            lowest, r = self._replica_residual(f, c, n, s, weights, measured, trial)[:2]
+            worst = np.abs(r * np.sqrt(n)).max(0)
+            good = (lowest > _LOWEST_RATIO) & (worst < best)
+            accepted[:, good], best[good], size[good] = trial[:, good], worst[good], 1.0
+            step[:, good] = lu_solve(solve, r[:, good])
+            size[~good] /= 2
+            if np.abs(size * step).max() < tolerance:
                 break
-            out += np.clip(step, -1.0, 1.0)
-        return out, ratio
+            trial = accepted + size * step
+        solved = np.abs(step).max(0) < tolerance
+        return accepted, self._replica_residual(f, c, n, s, weights, measured, accepted)[2], solved
+
+    def _replica_residual(self, f, c, n, s, weights, measured, trial):
+        """Lowest ratio of mixtures, residuals, and all ratios, for every replica."""
+        shift = np.exp(f[:, None] - trial)
+        change = (n + s * np.where(s > 0, trial - measured, 0.0)) * shift
+        coefficient = change.astype(np.float32)
+        total = np.zeros_like(trial)
+        ratio = np.empty(weights.shape, dtype=np.float32)
+        for rows, columns, p, _ in self.chunks(f):
+            b = (p / (p @ c[columns])[:, None]).astype(np.float32)
+            r = b @ coefficient[columns]
+            ratio[rows] = r
+            total[columns] += b.T @ (weights[rows] / np.maximum(r, _LOWEST_RATIO))
+        return ratio.min(0), total * shift - 1.0, ratio
 
 
 def connected(conductance: np.ndarray, threshold: float) -> list[np.ndarray]:

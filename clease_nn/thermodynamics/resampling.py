@@ -7,7 +7,7 @@ import numpy as np
 __all__ = ["bootstrap_factors", "chain_blocks"]
 
 _BLOCK = 4.0  # length of a block in units of the autocorrelation time
-_FEWEST_BLOCKS = 8
+_FEWEST_BLOCKS = 4
 
 
 def bootstrap_factors(
