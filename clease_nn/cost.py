@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import inf, isfinite
 
-__all__ = ["Cost", "CostTable", "Route", "cost_table", "merge_provenance"]
+__all__ = ["Cost", "CostRow", "CostTable", "Route", "cost_table", "merge_provenance"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,13 @@ from clease_nn.thermodynamics.histograms import (
     energy_histogram,
     histogram,
 )
+from clease_nn.thermodynamics.integration import (
+    Hysteresis,
+    Integrated,
+    excitation_log_z,
+    hysteresis,
+    integrate_grand_potential,
+)
 from clease_nn.thermodynamics.long_range import (
     OrderParameter,
     long_range_order,
@@ -44,6 +51,8 @@ __all__ = [
     "Correlations",
     "DensityOfStates",
     "Histogram",
+    "Hysteresis",
+    "Integrated",
     "Moments",
     "OrderParameter",
     "ShortRangeOrder",
@@ -56,8 +65,11 @@ __all__ = [
     "correlations",
     "density_of_states",
     "energy_histogram",
+    "excitation_log_z",
     "free_energy",
     "histogram",
+    "hysteresis",
+    "integrate_grand_potential",
     "log_z",
     "long_range_order",
     "mean",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from clease.montecarlo.observers import MCObserver
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.energies.atomic_numbers import from_atomic_numbers
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease.any_energy import EnergySampler
@@ -73,6 +75,8 @@ class ConfigurationRecorder(MCObserver):
         self._temperatures: list[float] = []
         self._mu: list[np.ndarray] = []
         self._last: tuple[Mapping[str, float], np.ndarray] | None = None
+        self._step = self._steps = self._timed_steps = 0
+        self._seconds = self._clock = 0.0
 
     def observe_step(self, mc_step: MCStep) -> None:
         """Keep the present configuration."""
@@ -85,6 +89,28 @@ class ConfigurationRecorder(MCObserver):
         self._energies.append(mc_step.energy)
         self._temperatures.append(self.mc.temperature)
         self._mu.append(self._present_mu())
+        now = time.perf_counter()
+        if mc_step.step > self._step > 0:
+            self._timed_steps += mc_step.step - self._step
+            self._seconds += now - self._clock
+            self._steps += mc_step.step - self._step
+        else:  # a run began
+            self._steps += mc_step.step
+        self._step, self._clock = mc_step.step, now
+
+    @property
+    def cost(self) -> Cost:
+        """What the steps up to the last observation have cost, one energy each.
+
+        Time runs from the first observation of every run; what came before it is taken to be
+        as fast.
+        """
+        rate = self._seconds / self._timed_steps if self._timed_steps else 0.0
+        return Cost(
+            energy_evaluations=float(self._steps),
+            attempts_per_site=self._steps / self.lattice.n_sites,
+            seconds=rate * self._steps,
+        )
 
     def _present_mu(self) -> np.ndarray:
         if isinstance(self.mc, EnergySampler):
@@ -101,7 +127,7 @@ class ConfigurationRecorder(MCObserver):
         -------
         Configurations
             ``energy`` is E, without chemical potential, whatever the run was told; every row has
-            the conditions at which it was visited.
+            the conditions at which it was visited. ``provenance`` has :attr:`cost`.
 
         Raises
         ------
@@ -119,7 +145,7 @@ class ConfigurationRecorder(MCObserver):
             at,
             torch.as_tensor(from_atomic_numbers(self.lattice, np.array(self._numbers))),
             chain=torch.zeros(len(at), dtype=torch.int64),
-            provenance={"method": f"recorded from {type(self.mc).__name__}"},
+            provenance=self.cost.noted_in({"method": f"recorded from {type(self.mc).__name__}"}),
         )
         sgc = torch.tensor(self._energies, dtype=torch.float64)
         energy = sgc + (at.mu * c.counts()).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from mchammer import DataContainer
 import clease_nn
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.cost import Cost
 from clease_nn.energies.atomic_numbers import atomic_numbers, from_atomic_numbers
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.export.tables import complete_rows
@@ -132,7 +134,8 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
     -------
     Configurations
         ``chain`` is 0; ``energy`` and ``log_target`` are filled if the potential was written
-        wherever the occupations were.
+        wherever the occupations were. ``provenance`` has what the whole run has cost, one energy
+        a trial step, without seconds, which the container does not tell.
 
     Raises
     ------
@@ -186,9 +189,18 @@ def from_data_container(container: DataContainer, lattice: Lattice, start: int =
         at,
         torch.as_tensor(x),
         chain=torch.zeros(n, dtype=torch.int64),
-        provenance={"method": "mchammer data container", "metadata": metadata},
+        provenance=_cost(rows[-1]["mctrial"], lattice, metadata).noted_in(
+            {"method": "mchammer data container", "metadata": metadata}
+        ),
     )
     if not all("potential" in r for r in rows):
         return out
     energy = torch.tensor([float(r["potential"]) for r in rows], dtype=torch.float64)
     return replace(out, energy=energy, log_target=SemiGrandCanonical.log_weight(out, energy))
+
+
+def _cost(trials: int, lattice: Lattice, metadata: Mapping) -> Cost:
+    """Of a run of so many trial steps; containers made of configurations state theirs."""
+    if "provenance" in metadata:
+        return Cost.from_provenance(metadata["provenance"])
+    return Cost(energy_evaluations=float(trials), attempts_per_site=trials / lattice.n_sites)
