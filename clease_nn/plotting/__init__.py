@@ -5,15 +5,18 @@ by the caller. Curves differ in marker or dashes as well as in colour. Error bar
 error, bands two; what is not determined (NaN) is left out.
 """
 
+from clease_nn.plotting.costs import cost
 from clease_nn.plotting.curves import (
     correlation,
     heat_capacity,
     isotherms,
     short_range_order,
 )
+from clease_nn.plotting.free_energies import free_energy
 from clease_nn.plotting.maps import condition_map, heat_capacity_map, ness_map
 from clease_nn.plotting.phases import boundary_points, phase_diagram
 from clease_nn.plotting.samples import ground_states, histogram, symmetry
+from clease_nn.plotting.structures import hull, structures
 from clease_nn.plotting.style import figure
 from clease_nn.plotting.training import training_curve
 
@@ -21,15 +24,19 @@ __all__ = [
     "boundary_points",
     "condition_map",
     "correlation",
+    "cost",
     "figure",
+    "free_energy",
     "ground_states",
     "heat_capacity",
     "heat_capacity_map",
     "histogram",
+    "hull",
     "isotherms",
     "ness_map",
     "phase_diagram",
     "short_range_order",
+    "structures",
     "symmetry",
     "training_curve",
 ]

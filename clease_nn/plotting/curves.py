@@ -9,7 +9,16 @@ from ase.units import kB
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from clease_nn.plotting.style import DASHES, clean, determined, from_zero, legend, shaped, styles
+from clease_nn.plotting.style import (
+    DASHES,
+    clean,
+    determined,
+    from_zero,
+    legend,
+    mathematical,
+    shaped,
+    styles,
+)
 from clease_nn.statistics import Estimate
 
 __all__ = ["correlation", "heat_capacity", "isotherms", "short_range_order"]
@@ -81,7 +90,7 @@ def isotherms(
         style = {"color": "0.3", "ls": "", "marker": symbol, "mfc": "white"}
         handles.append(Line2D([], [], label=name, **style))
     legend(ax, handles)
-    ax.set(xlabel=mu_label, ylabel=f"site fraction of {species}", ylim=(-0.03, 1.03))
+    ax.set(xlabel=mathematical(mu_label), ylabel=f"site fraction of {species}", ylim=(-0.03, 1.03))
     return clean(ax)
 
 

@@ -71,7 +71,7 @@ def condition_map(
         ax.figure.colorbar(mesh, ax=ax, label=label)
     else:
         say(ax, f"{label}:\nnot determined at any condition")
-    ax.set(xlabel=mu_label, ylabel="temperature (K)")
+    ax.set(xlabel=mathematical(mu_label), ylabel="temperature (K)")
     return ax
 
 
@@ -94,8 +94,7 @@ def ness_map(ax: Axes, averages: Averages, line: ChemicalPotentialLine) -> Axes:
         If there are no conditions, or one does not lie on the line.
     """
     t, mu, ness = _on_grid(averages, line, [a.ness for a in averages])
-    label = mathematical(line.label)
-    return condition_map(ax, t, mu, ness, "NESS", mu_label=label, limits=(0.0, 1.0))
+    return condition_map(ax, t, mu, ness, "NESS", mu_label=line.label, limits=(0.0, 1.0))
 
 
 def heat_capacity_map(
@@ -126,7 +125,7 @@ def heat_capacity_map(
     if isinstance(averages, Averages):
         c = [a.heat_capacity.value / (a.n_sites * kB) for a in averages]
         t, x, c = _on_grid(averages, line, c)
-        label = mathematical(line.label)
+        label = line.label
     else:
         if line.species not in averages.species:
             raise ValueError(f"species {line.species!r} is none of {averages.species}")
