@@ -1,0 +1,293 @@
+"""Thermodynamics of many conditions against exact references.
+
+* ``cuau16``: ln Z, composition, heat capacity and entropy at the sampled conditions and between
+  them, and the free energy F(x, T) of every composition, against enumeration;
+* ``hull``: transition chemical potentials at T -> 0 from draws at low temperature, from annealed
+  chains and from random search, against enumeration;
+* ``ising10``: coexistence and heat-capacity maximum of the Ising model read as an alloy, against
+  symmetry and the transfer matrix; ``ising20`` draws the larger cell with the same model;
+* ``cuau64``: the phase diagram from the model's draws against that from parallel tempering.
+
+    python examples/benchmarks/thermodynamics.py cuau16 --seconds 120
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.units import kB
+from common import one_thread, write_json
+from scipy.optimize import minimize_scalar
+from training import cuau, ising
+
+from clease_nn import phases, thermodynamics
+from clease_nn.conditions import Conditions
+from clease_nn.energies.ising import ising_energy, ising_log_z, kaufman_log_z
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.io import TrainedModel
+from clease_nn.lattice import Lattice
+from clease_nn.phases import ChemicalPotentialLine
+from clease_nn.sampling import sample
+from clease_nn.thermodynamics import DensityOfStates
+from clease_nn.training import fit
+
+BUDGETS = {"cuau16": 120, "hull": 120, "ising10": 240, "ising20": 240, "cuau64": 420}
+
+
+def trained(name: str, ensemble, lattice, box, seconds: float, folder: Path | None):
+    """A model of the budget, from the folder if it is there, else trained (and put there)."""
+    path = None if folder is None else folder / f"{name}.nn"
+    if path is not None and path.exists():
+        found = TrainedModel.load(path)
+        if found.metadata["energy_fingerprint"] != ensemble.energy.fingerprint:
+            raise SystemExit(f"{path} was trained on another energy; remove it, or name a folder")
+        return found
+    out = fit(
+        ensemble, lattice, box, max_seconds=seconds, seed=0, threads=1, clock=time.thread_time,
+        progress=False, validation_samples=32,
+    )  # fmt: skip
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        out.save(path)
+    return out
+
+
+def draw(model, ensemble, lattice, conditions, n: int, seed: int):
+    """``n`` weighted draws at every condition."""
+    rng = torch.Generator().manual_seed(seed)
+    return sample(model.model, ensemble, lattice, conditions.repeat(n), rng, precision="auto")
+
+
+# ------------------------------------------------------------------ 16 sites
+def cuau16(args, folder) -> dict:
+    lattice, ensemble, box, _, note = cuau((2, 2, 4))
+    print(note)
+    model = trained("cuau16", ensemble, lattice, box, args.seconds, folder)
+    x = np.linspace(-0.12, 0.12, 9)
+    temperatures = np.arange(200, 1201, 500 if args.short else 100)
+    sampled = Conditions.grid(temperatures, x[:, None] @ box.axes)
+    middle = Conditions.grid(
+        (temperatures[1:] + temperatures[:-1]) / 2, ((x[1:] + x[:-1]) / 2)[:, None] @ box.axes
+    )
+    exact = DensityOfStates.exact(ensemble.enumerate(lattice))
+    places = {"sampled": sampled, "between": middle}
+    truth = {name: exact.averages(c) for name, c in places.items()}
+    f_temperatures = np.arange(300, 1201, 450 if args.short else 50)
+    f_exact = thermodynamics.canonical(exact, f_temperatures)
+    quantities = {
+        "log_z": lambda a: a.log_z,
+        "composition": lambda a: a.composition[0],
+        "heat_capacity": lambda a: a.heat_capacity,
+        "entropy": lambda a: a.entropy,
+    }
+    z = {(q, p): [] for q in quantities for p in places}
+    f_z, f_worst, f_rms, single, left, open_f = [], [], [], {}, 0, 0
+    for replica in range(args.replicas):
+        drawn = draw(model, ensemble, lattice, sampled, args.samples, 100 + replica)
+        dos = thermodynamics.density_of_states(drawn, seed=replica)
+        for place, conditions in places.items():
+            enough = dos.ess(conditions) >= 200
+            left += int((~enough).sum())
+            rows = np.flatnonzero(enough)
+            got = dos.averages(conditions[torch.as_tensor(rows)])
+            for k, a in zip(rows, got, strict=True):
+                t = truth[place][k]
+                # an error of the composition needs events: rare phases have too few in n draws
+                varies = len(drawn) * float(t.count_covariance.value[0, 0]) / len(sampled) >= 20
+                for q, read in quantities.items():
+                    if q in ("log_z", "entropy") or varies:
+                        z[q, place].append(float(read(a).z(read(t).value)))
+        if replica == 0:
+            single = gain(drawn, dos, sampled, truth["sampled"])
+        f = thermodynamics.canonical(dos, f_temperatures)
+        known = np.isfinite(f.free_energy.value)
+        difference = np.where(known, f.free_energy.value - f_exact.free_energy.value, np.nan)
+        open_f += int((~known).sum())
+        f_rms.append(float(np.sqrt(np.nanmean(difference**2))) / lattice.n_sites)
+        f_worst.append(float(np.nanmax(np.abs(difference))) / lattice.n_sites)
+        error = f.free_energy.error
+        f_z += list((difference / np.where(error > 0, error, np.nan))[known])
+    out = {"replicas": args.replicas, "samples_per_condition": args.samples, "left_out": left}
+    for (q, p), values in z.items():
+        out[f"{q}_{p}"] = summary(values)
+        s = out[f"{q}_{p}"]
+        print(f"{q:14s} {p:8s}: z std {s['std']:.2f} mean {s['mean']:+.2f} of {s['n']}")
+    f_z = [v for v in f_z if np.isfinite(v)]
+    out |= {"free_energy": summary(f_z), "single": single}
+    out |= {"free_energy_undetermined": open_f / args.replicas}
+    out |= {"free_energy_largest_meV_per_site": 1e3 * float(np.median(f_worst))}
+    out |= {"free_energy_worst_replica_meV_per_site": 1e3 * float(np.max(f_worst))}
+    out |= {"free_energy_rms_meV_per_site": 1e3 * float(np.mean(f_rms))}
+    print(
+        f"F(x, T >= 300 K): z std {out['free_energy']['std']:.2f}; largest difference "
+        f"{out['free_energy_largest_meV_per_site']:.3f} meV/site (median of replicas; worst "
+        f"{out['free_energy_worst_replica_meV_per_site']:.3f}), rms "
+        f"{out['free_energy_rms_meV_per_site']:.4f}; undetermined "
+        f"{out['free_energy_undetermined']:.1f} of {f_exact.free_energy.value.size}"
+    )
+    print(f"error of one condition's draws alone over that of all: {single}")
+    return out
+
+
+def gain(drawn, dos, conditions, truth) -> dict:
+    """How much larger the rms error of each condition's own draws is than that of all together."""
+    alone, joint = thermodynamics.averages(drawn), dos.averages(conditions)
+    out = {}
+    for q, read in (
+        ("log_z", lambda a: float(a.log_z.value)),
+        ("composition", lambda a: float(a.composition.value[0])),
+        ("heat_capacity", lambda a: float(a.heat_capacity.value)),
+    ):
+        t = np.array([read(a) for a in truth])
+        rms = [np.sqrt(np.mean((np.array([read(a) for a in r]) - t) ** 2)) for r in (alone, joint)]
+        out[q] = float(rms[0] / rms[1])
+    return out
+
+
+def summary(values) -> dict:
+    v = np.asarray(values, dtype=float)
+    return {"n": len(v), "std": float(np.std(v)), "mean": float(np.mean(v))}
+
+
+# ------------------------------------------------------------------ ground states
+def hull(args, folder) -> dict:
+    lattice, ensemble, box, _, note = cuau((2, 2, 4))
+    print(note)
+    model = trained("cuau16", ensemble, lattice, box, args.seconds, folder)
+    exact = phases.formation_hull(ensemble.enumerate(lattice))
+    truth = exact.transition_chemical_potentials("Au", "Cu")
+    print(f"enumerated mu_Au - mu_Cu: {np.round(truth, 5)} eV")
+    cold = Conditions.grid([200.0], np.linspace(-0.12, 0.12, 41)[:, None] @ box.axes)
+    ends = phases.pure_ends(ensemble, lattice)
+    drawn = draw(model, ensemble, lattice, cold, max(args.samples // 10, 5), 1)
+    calls = len(drawn) + len(ends)
+    falling = np.geomspace(2400, 60, 8 if args.short else 24)
+    routes = {
+        "draws of the model at 200 K": phases.formation_hull([drawn, ends]),
+        "annealing where ground states change": phases.ground_state_hull(
+            ensemble, lattice, temperatures=falling, replicas=8, sweeps=5
+        ),
+        "random search, as many energies": phases.formation_hull(
+            [
+                phases.random_search(ensemble, lattice, cold.mu.numpy(), n_energies=calls, seed=1),
+                ends,
+            ]
+        ),
+    }
+    out = {"enumerated": truth.tolist()}
+    for name, found in routes.items():
+        mu = found.transition_chemical_potentials("Au", "Cu")
+        worst = float(np.abs(mu - truth).max()) if len(mu) == len(truth) else None
+        cost = found.cost.energy_evaluations
+        out[name] = {"mu_Au_minus_mu_Cu": mu.tolist(), "largest_error_eV": worst, "energies": cost}
+        miss = "other structures" if worst is None else f"largest error {1e3 * worst:.2g} meV"
+        print(f"{name} ({cost:.0f} energies): {np.round(mu, 5)} eV, {miss}")
+    return out
+
+
+# ------------------------------------------------------------------ Ising as an alloy
+def ising10(args, folder, size: int = 10) -> dict:
+    system = ising(6 if args.short else 10, True, 0)
+    model = trained("ising10", system.ensemble, system.lattice, system.box, args.seconds, folder)
+    lattice = Lattice.square(6 if args.short else size)
+    ensemble = SemiGrandCanonical(ising_energy(lattice))
+    return ising_figures(model, ensemble, lattice, args)
+
+
+def ising20(args, folder) -> dict:
+    return ising10(args, folder, size=20)
+
+
+def ising_figures(model, ensemble, lattice, args) -> dict:
+    side = lattice.n_sites**0.5
+    kT = np.linspace(1.5, 3.5, 5 if args.short else 17)
+    field = np.array([-0.4, -0.2, -0.05, 0.0, 0.05, 0.2, 0.4])
+    line = ChemicalPotentialLine.exchange(lattice, lattice.species[1], lattice.species[0])
+    grid = Conditions(
+        np.repeat(kT, len(field)) / kB, line.mu(np.tile(2 * field, len(kT)))
+    )  # exp[(sum s s' + field sum s)/kT] is t = 2 field
+    drawn = draw(model, ensemble, lattice, grid, args.samples, 11)
+    dos = thermodynamics.density_of_states(drawn)
+    share = dos.counts[:, 1] / lattice.n_sites
+    labels = np.where(share > 0.5, 1, np.where(share < 0.5, 0, -1))
+    parted = phases.Phases.given(("poor", "rich"), labels)
+    boundary = phases.trace(dos, parted, ("poor", "rich"), line, np.linspace(1.5, 2.2, 8) / kB)
+    t = boundary.mu
+    z = t.value / t.error
+    peak = phases.heat_capacity_maxima(dos, line, [0.0], (1.6 / kB, 3.4 / kB)).temperature * kB
+    exact = exact_peak(lattice)
+    out = {
+        "sites": lattice.n_sites,
+        "ness_mean": float(np.mean([a.ness for a in thermodynamics.averages(drawn)])),
+        "coexistence_largest_mu_eV": float(np.abs(t.value).max()),
+        "coexistence_error_eV": float(np.max(t.error)),
+        "coexistence_z_rms": float(np.sqrt(np.mean(z**2))),
+        "peak_kT": float(peak.value[0]),
+        "peak_kT_error": float(peak.error[0]),
+        "peak_kT_exact": exact,
+        "peak_z": float((peak.value[0] - exact) / peak.error[0]),
+    }
+    print(
+        f"{side:.0f} x {side:.0f}: coexistence at |mu| <= {out['coexistence_largest_mu_eV']:.1e} J "
+        f"(largest error {out['coexistence_error_eV']:.1e}), {len(z)} temperatures; heat capacity "
+        f"largest at kT = {out['peak_kT']:.4f} +- {out['peak_kT_error']:.4f}, exact {exact:.4f} "
+        f"(z {out['peak_z']:+.2f}); NESS {out['ness_mean']:.3f}"
+    )
+    return out
+
+
+def exact_peak(lattice: Lattice) -> float:
+    """kT of the largest heat capacity without field, from differences of the exact ln Z."""
+    n = round(lattice.n_sites**0.5)
+
+    def heat_capacity(kT):
+        beta, d = 1.0 / kT, 1e-3
+        log_z = (
+            (lambda b: kaufman_log_z(n, n, 1 / b))
+            if n > 12
+            else (lambda b: ising_log_z(n, n, 1 / b))
+        )
+        return beta**2 * (log_z(beta + d) - 2 * log_z(beta) + log_z(beta - d)) / d**2
+
+    found = minimize_scalar(lambda kT: -heat_capacity(kT), bounds=(1.8, 3.0), method="bounded")
+    return float(found.x)
+
+
+# ------------------------------------------------------------------ main
+PARTS = {"cuau16": cuau16, "hull": hull, "ising10": ising10, "ising20": ising20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--seconds", type=float, help="CPU seconds of training")
+    parser.add_argument("--samples", type=int, default=300, help="draws a condition")
+    parser.add_argument("--replicas", type=int, default=20, help="of cuau16")
+    parser.add_argument("--models", type=Path, help="folder to keep models in, and to find them")
+    parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--short", action="store_true", help="a few seconds, meaningless figures")
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {sorted(unknown)}; choose from {sorted(PARTS)}")
+    one_thread()
+    warnings.simplefilter("ignore", category=UserWarning)
+    if args.short:
+        args.seconds, args.samples, args.replicas = 2.0, 60, 1
+    figures, budget = {}, args.seconds
+    for part in args.parts or PARTS:
+        args.seconds = BUDGETS[part] if budget is None else budget
+        started = time.thread_time()
+        print(f"== {part}, {args.seconds:g} CPU seconds of training", flush=True)
+        figures[part] = PARTS[part](args, args.models)
+        figures[part]["cpu_seconds"] = time.thread_time() - started
+    write_json(args.out, "thermodynamics", figures)
+
+
+if __name__ == "__main__":
+    main()
