@@ -1,11 +1,25 @@
 """Phases: which there are, where they coexist, ground states, and diagrams of them."""
 
+from clease_nn.phases.assemble import phase_diagram
+from clease_nn.phases.coexistence import Coexistence, NoCoexistenceError, coexistence
 from clease_nn.phases.diagram import Boundary, PhaseDiagram, ThreePhasePoint
-from clease_nn.phases.hull import Hull, Structure, Transition, Vertex, formation_hull
+from clease_nn.phases.hull import Hull, Transition, Vertex, formation_hull
+from clease_nn.phases.identify import identify
+from clease_nn.phases.labels import Phases
 from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.maxima import heat_capacity_maxima, susceptibility_maxima
 from clease_nn.phases.search import anneal, ground_state_hull, pure_ends, random_search
+from clease_nn.phases.structures import Structure
+from clease_nn.phases.trace import trace
 
 __all__ = [
+    "Coexistence",
+    "NoCoexistenceError",
+    "Phases",
+    "coexistence",
+    "identify",
+    "phase_diagram",
+    "trace",
     "Boundary",
     "ChemicalPotentialLine",
     "Hull",
@@ -17,6 +31,8 @@ __all__ = [
     "anneal",
     "formation_hull",
     "ground_state_hull",
+    "heat_capacity_maxima",
     "pure_ends",
     "random_search",
+    "susceptibility_maxima",
 ]

@@ -7,98 +7,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ase import Atoms
-from ase.formula import Formula
-from scipy.spatial import ConvexHull, QhullError
 
 from clease_nn.configurations import Configurations, species_counts
 from clease_nn.cost import Cost
 from clease_nn.ensemble import Enumeration
 from clease_nn.errors import NotDeterminedError
 from clease_nn.lattice import Lattice
-from clease_nn.symmetry import canonical_occupations, site_permutations
+from clease_nn.phases.convex import (
+    composition_axes,
+    hull_vertices,
+    lower_facets,
+    lowest_mixture,
+)
+from clease_nn.phases.structures import Structure, distinct_structures
+from clease_nn.symmetry import site_permutations
 from clease_nn.thermodynamics import DensityOfStates
 
-__all__ = ["Hull", "Structure", "Transition", "Vertex", "formation_hull"]
+__all__ = ["Hull", "Transition", "Vertex", "formation_hull"]
 
 _SAME_MU = 1e-7  # eV; facets of the hull whose slopes differ by less are one
-
-
-@dataclass(frozen=True, eq=False)
-class Structure:
-    """One structure of lowest energy; symmetry makes ``degeneracy`` configurations of it.
-
-    Attributes
-    ----------
-    lattice : Lattice
-    occupations : ndarray, shape (sites,), int8
-        One representative (:func:`~clease_nn.symmetry.canonical_occupations`).
-    degeneracy : int
-        Configurations of the supercell that its symmetry relates.
-    """
-
-    lattice: Lattice
-    occupations: np.ndarray
-    degeneracy: int
-
-    @property
-    def atoms(self) -> Atoms:
-        """The supercell as Atoms."""
-        return self.lattice.atoms(self.occupations)
-
-    @property
-    def formula(self) -> str:
-        """Formula of the active sites, reduced."""
-        names, n = np.unique(np.array(self.lattice.species)[self.occupations], return_counts=True)
-        counts = dict(zip(names.tolist(), n.tolist(), strict=True))
-        return str(Formula.from_dict(counts).reduce()[0])
-
-    def space_group(self, symprec: float = 1e-3) -> str:
-        """International symbol and number of the structure, species and background included.
-
-        Every direction counts as periodic; a slab needs vacuum in its cell.
-
-        Parameters
-        ----------
-        symprec : float
-            Tolerance of spglib in angstrom.
-
-        Raises
-        ------
-        ValueError
-            If spglib finds no symmetry.
-        """
-        import spglib
-
-        atoms = self.atoms
-        cell = (atoms.cell.complete()[:], atoms.get_scaled_positions(), atoms.numbers)
-        try:
-            found = spglib.get_spacegroup(cell, symprec=symprec)
-        except getattr(spglib, "SpglibError", ()):
-            found = None
-        if found is None:
-            raise ValueError(f"spglib finds no symmetry of {self.formula}; change symprec")
-        return found
-
-    def primitive(self, symprec: float = 1e-3) -> Atoms:
-        """The smallest cell that repeats to this structure, background included.
-
-        Raises
-        ------
-        ValueError
-            If spglib finds none.
-        """
-        import spglib
-
-        atoms = self.atoms
-        cell = (atoms.cell.complete()[:], atoms.get_scaled_positions(), atoms.numbers)
-        try:
-            found = spglib.find_primitive(cell, symprec=symprec)
-        except getattr(spglib, "SpglibError", ()):
-            found = None
-        if found is None:
-            raise ValueError(f"spglib finds no primitive cell of {self.formula}; change symprec")
-        return Atoms(found[2], scaled_positions=found[1], cell=found[0], pbc=atoms.pbc)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +182,7 @@ class Hull:
             raise ValueError(f"a composition is one share for each of {self.lattice.species}")
         if x.min() < -1e-9 or abs(x.sum() - 1) > 1e-6:
             raise ValueError(f"shares must not be negative and sum to 1, got {x.tolist()}")
-        return _mixture(
+        return lowest_mixture(
             x,
             np.array([v.composition for v in self.vertices]),
             np.array([v.formation_energy for v in self.vertices]),
@@ -425,7 +352,7 @@ def formation_hull(
     np.minimum.at(lowest, group, energy)
     zero = _zero(lattice, counts, lowest, given)
     formation = lowest / lattice.n_sites - counts / lattice.n_sites @ zero
-    chosen = _vertices(counts, formation, tolerance / lattice.n_sites)
+    chosen = hull_vertices(counts, formation, tolerance / lattice.n_sites)
     candidates = energy <= lowest[group] + tolerance
     permutations = site_permutations(lattice)
     vertices = tuple(
@@ -433,7 +360,7 @@ def formation_hull(
             counts[k],
             float(lowest[k]),
             float(formation[k]),
-            _structures(lattice, occupations[candidates & (group == k)], permutations),
+            distinct_structures(lattice, occupations[candidates & (group == k)], permutations),
         )
         for k in chosen
     )
@@ -531,78 +458,13 @@ def _zero(lattice, counts, lowest, given) -> np.ndarray:
     return zero
 
 
-def _structures(lattice, states, permutations) -> tuple[Structure, ...]:
-    """Structures that symmetry does not relate."""
-    structures = np.unique(canonical_occupations(np.unique(states, axis=0), permutations), axis=0)
-    return tuple(Structure(lattice, s, len(np.unique(s[permutations], axis=0))) for s in structures)
-
-
-# ------------------------------------------------------------------ geometry
-def _axes(counts: np.ndarray) -> np.ndarray:
-    """Orthonormal changes of composition that occur, shape (d, species)."""
-    _, size, axes = np.linalg.svd((counts - counts[0]).astype(float), full_matrices=False)
-    return axes[size > 1e-9 * max(1.0, size.max())]
-
-
-def _facets(points: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower facets of points (n, d) with heights (n,): slopes (facets, d), corners (facets, d+1).
-
-    A point far above makes Qhull's task well posed also where all heights are on one plane.
-    """
-    d = points.shape[1]
-    if d == 0:
-        return np.empty((1, 0)), np.array([[int(height.argmin())]])
-    scale = np.ptp(points, axis=0).max()
-    size = max(np.ptp(height), 1e-12)
-    x = np.concatenate([points, points.mean(0, keepdims=True)]) / scale
-    y = np.concatenate([height - height.min(), [2 * size]]) / size
-    try:
-        hull = ConvexHull(np.column_stack([x, y]))
-    except QhullError as error:  # pragma: no cover - the extra point prevents it
-        raise NotDeterminedError(f"the compositions span no hull: {error}") from error
-    lower = hull.equations[:, -2] < -1e-10
-    normal = hull.equations[lower, :-1]
-    slopes = -normal[:, :-1] / normal[:, -1:] * size / scale
-    return slopes, hull.simplices[lower]
-
-
-def _mixture(x: np.ndarray, corners: np.ndarray, height: np.ndarray) -> float:
-    """Lowest mean height of mixtures of corners with the composition x."""
-    from scipy.optimize import linprog
-
-    found = linprog(height, A_eq=corners.T, b_eq=x, bounds=(0, None), method="highs")
-    if found.status != 0:
-        raise NotDeterminedError(
-            f"the composition {x.tolist()} is no mixture of the ground states known"
-        )
-    return float(found.fun)
-
-
-def _vertices(counts: np.ndarray, height: np.ndarray, tolerance: float) -> np.ndarray:
-    """Rows that are vertices of the lower hull by more than the tolerance, in order."""
-    points = counts @ _axes(counts).T
-    kept = np.unique(_facets(points, height)[1])
-    # rounding makes corners of states that lie on a facet: each must stand out from the others
-    for k in sorted(kept, key=lambda k: -height[k]):
-        others = kept[kept != k]
-        if not len(others):
-            break
-        try:
-            below = height[k] < _mixture(counts[k], counts[others], height[others]) - tolerance
-        except NotDeterminedError:
-            below = True
-        if not below:
-            kept = others
-    return kept
-
-
 def _transitions(lattice, counts, energy) -> tuple[Transition, ...]:
     """Facets between vertices, coplanar ones joined."""
-    axes = _axes(counts)
+    axes = composition_axes(counts)
     if not len(axes):
         return ()
     points = counts @ axes.T
-    slopes, corners = _facets(points, energy)
+    slopes, corners = lower_facets(points, energy)
     found: list[tuple[np.ndarray, set]] = []
     for slope, corner in zip(slopes, corners, strict=True):
         for other, members in found:
