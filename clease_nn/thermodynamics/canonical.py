@@ -164,8 +164,8 @@ def _binary_compositions(lattice: Lattice) -> np.ndarray:
     """All numbers of atoms that a lattice of two species can have, shape (M, 2)."""
     n = lattice.n_sites
     fewest, most = n - int(lattice.allowed[:, 1].sum()), int(lattice.allowed[:, 0].sum())
-    first = np.arange(fewest, most + 1)[::-1]
-    return np.stack([first, n - first], 1)[::-1]
+    first = np.arange(fewest, most + 1)
+    return np.stack([first, n - first], 1)
 
 
 def _single_configuration(dos: DensityOfStates, row: int) -> bool:

@@ -31,7 +31,8 @@ class ChemicalPotentialCurve:
     all_species : tuple of str
         Of the columns of ``composition``.
     composition : ndarray, shape (pairs, species)
-        Midpoint of the two compositions that are one exchange apart.
+        Midpoint of the two compositions that are one exchange apart, from little to much of
+        ``species``.
     mu : Estimate, shape (T, pairs)
         ``mu_species - mu_against`` in eV; nan where one of the two is not determined.
     """
@@ -182,7 +183,7 @@ class CanonicalAverages:
         where = {tuple(n): k for k, n in enumerate(self.counts.tolist())}
         pairs = [(k, where.get(tuple((n + step).tolist()))) for k, n in enumerate(self.counts)]
         pairs = np.array([p for p in pairs if p[1] is not None], dtype=np.int64).reshape(-1, 2)
-        before, after = pairs.T
+        before, after = pairs[np.argsort(self.counts[pairs[:, 0]] @ step, kind="stable")].T
         deviations = None
         if self.log_z_replicas is not None:
             deviations = self.log_z_replicas[:, after] - self.log_z_replicas[:, before]
@@ -320,25 +321,29 @@ class CanonicalAverages:
             wrong = [s for s in composition if s not in self.species]
             if wrong:
                 raise ValueError(f"species {wrong[0]!r} is none of {self.species}")
-            missing = [s for s in self.species if s not in composition]
+            missing = [k for k, s in enumerate(self.species) if s not in composition]
             x = np.array([float(composition.get(s, 0.0)) for s in self.species])
+            self._require_shares(x)
             if len(missing) == 1:
-                x[self.species.index(missing[0])] = 1.0 - x.sum()
+                x[missing] = 1.0 - x.sum()
         else:
             x = np.asarray(composition, dtype=float)
             if x.shape != (len(self.species),):
                 raise ValueError(
                     f"a composition has one share for each of {self.species}, got shape {x.shape}"
                 )
+        self._require_shares(x)
+        if abs(x.sum() - 1) > 1e-6:
+            raise ValueError(f"the shares {x.tolist()} add up to {x.sum():.6g}, not to 1")
+        return x
+
+    def _require_shares(self, x: np.ndarray) -> None:
         for s, v in zip(self.species, x, strict=True):
             if not -1e-9 <= v <= 1 + 1e-9:
                 raise ValueError(
                     f"x_{s} = {v:.6g} lies outside the simplex of compositions: shares are "
                     "between 0 and 1"
                 )
-        if abs(x.sum() - 1) > 1e-6:
-            raise ValueError(f"the shares {x.tolist()} add up to {x.sum():.6g}, not to 1")
-        return x
 
 
 def spread(value: np.ndarray, deviations: np.ndarray | None) -> np.ndarray:
