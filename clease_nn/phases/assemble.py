@@ -1,0 +1,218 @@
+"""The phase diagram along a line: all pairs, three-phase points, and what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, permutations
+from math import nan
+
+import numpy as np
+from ase.units import kB
+from scipy.optimize import brentq
+
+from clease_nn.errors import NotDeterminedError
+from clease_nn.phases.coexistence import NoCoexistenceError, find_coexistence
+from clease_nn.phases.diagram import Boundary, PhaseDiagram, ThreePhasePoint
+from clease_nn.phases.labels import Phases
+from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.projection import Landscape
+from clease_nn.phases.trace import check_temperatures, follow, margin
+from clease_nn.statistics import Estimate
+from clease_nn.thermodynamics import DensityOfStates
+
+__all__ = ["phase_diagram", "three_phase_points"]
+
+_STEP = 0.5  # K, for derivatives of compositions
+
+
+def phase_diagram(
+    dos: DensityOfStates,
+    phases: Phases,
+    line: ChemicalPotentialLine,
+    temperatures: Sequence[float],
+) -> PhaseDiagram:
+    """Phase diagram along a line of chemical potentials.
+
+    The first-order lines of all pairs of phases are traced
+    (:func:`~clease_nn.phases.trace`), points where three phases coexist are found where such
+    lines meet, and lines that are nowhere stable are left out.
+
+    Parameters
+    ----------
+    dos : DensityOfStates
+    phases : Phases
+        Labels of its states (:func:`~clease_nn.phases.identify`).
+    line : ChemicalPotentialLine
+    temperatures : sequence of float
+        K; lines may end, and three phases meet, between them.
+
+    Returns
+    -------
+    PhaseDiagram
+
+    Raises
+    ------
+    ValueError
+        If the labels belong to other states, or there are no temperatures.
+
+    Examples
+    --------
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> from clease_nn.ensemble import SemiGrandCanonical
+    >>> from clease_nn.lattice import Lattice
+    >>> from clease_nn.phases import identify
+    >>> lattice = Lattice.square(4)
+    >>> states = SemiGrandCanonical(ising_energy(lattice, 0.02)).enumerate(lattice)
+    >>> dos = DensityOfStates.exact(states)
+    >>> line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
+    >>> temperatures = [300, 400, 500, 600]
+    >>> print(phase_diagram(dos, identify(dos, line, temperatures), line, temperatures))
+    phases along mu_Au - mu_Cu (eV): Au-poor, Au-rich
+    first-order, Au-poor + Au-rich: 300-600 K
+    """
+    temperatures = check_temperatures(temperatures)
+    landscape = Landscape(dos, phases, line)
+    undetermined = [
+        f"{name} was never sampled"
+        for k, name in enumerate(phases.names)
+        if not (phases.labels == k).any()
+    ]
+    boundaries, open_questions = _boundaries(landscape, temperatures)
+    points = three_phase_points(landscape, boundaries)
+    if points:
+        # lines meet exactly where three phases do
+        more = np.unique([*temperatures, *(float(p.temperature.value) for p in points)])
+        boundaries, open_questions = _boundaries(landscape, more)
+    return PhaseDiagram(
+        line=line,
+        phases=phases.names,
+        boundaries=tuple(b for b in boundaries if b.stable.any()),
+        points=tuple(points),
+        undetermined=tuple(undetermined + open_questions),
+        provenance=dict(dos.provenance),
+    )
+
+
+def three_phase_points(
+    landscape: Landscape, boundaries: Sequence[Boundary]
+) -> list[ThreePhasePoint]:
+    """Points at which three phases have one grand potential and no other a lower one.
+
+    Looked for along every line of two phases, where the grand potential of a third crosses.
+    """
+    found: list[ThreePhasePoint] = []
+    for names in combinations(landscape.phases.names, 3):
+        for b in boundaries:
+            if not set(b.phases) < set(names):
+                continue
+            [third] = set(names) - set(b.phases)
+            for point in _along(landscape, b, third):
+                known = any(
+                    set(p.phases) == set(names)
+                    and abs(p.temperature.value - point.temperature.value) < 1.0
+                    for p in found
+                )
+                if not known:
+                    found.append(point)
+    return sorted(found, key=lambda p: float(p.temperature.value))
+
+
+# ------------------------------------------------------------------ parts
+def _boundaries(landscape: Landscape, temperatures) -> tuple[list[Boundary], list[str]]:
+    present = [n for n in landscape.phases.names if landscape.phases.mask(n).any()]
+    boundaries, undetermined = [], []
+    for pair in permutations(present, 2):
+        try:
+            boundaries.append(follow(landscape, pair, temperatures))
+        except NoCoexistenceError:
+            continue
+        except NotDeterminedError as error:
+            undetermined.append(f"{pair[0]} + {pair[1]}: {error}")
+    return boundaries, undetermined
+
+
+def _along(landscape: Landscape, b: Boundary, third: str) -> list[ThreePhasePoint]:
+    """Three-phase points on one line of two phases."""
+
+    def excess(temperature, near):
+        """ln Z of the third phase minus that of the two, where the two coexist; and t."""
+        t = float(find_coexistence(landscape, b.phases, temperature, near).mu.value)
+        own = landscape.projection(b.phases[0], temperature).log_z(t)[0]
+        return float(landscape.projection(third, temperature).log_z(t)[0] - own), t
+
+    if landscape.projection(third, float(b.temperature.value[0])) is None:
+        return []
+    temperatures = b.temperature.value
+
+    def guess(temperature):
+        return float(np.interp(temperature, temperatures, b.mu.value))
+
+    f = [excess(T, t)[0] for T, t in zip(temperatures, b.mu.value, strict=True)]
+    out = []
+    for k in range(len(f) - 1):
+        if np.sign(f[k]) == np.sign(f[k + 1]):
+            continue
+        try:
+            T = brentq(lambda T: excess(T, guess(T))[0], *temperatures[k : k + 2], xtol=1e-6)
+            t = excess(T, guess(T))[1]
+        except (NoCoexistenceError, NotDeterminedError):
+            continue
+        point = _point(landscape, (*b.phases, third), T, t)
+        if margin(landscape, (*b.phases, third), T, t)[0] <= 0 and point is not None:
+            out.append(point)
+    return out
+
+
+def _point(landscape: Landscape, names, T: float, t: float) -> ThreePhasePoint | None:
+    """The point with errors: linear in what replicas change at the point itself."""
+    parts = [landscape.projection(n, T) for n in names]
+    if min(p.ess([t])[0] for p in parts) < 50:
+        return None
+    order = np.argsort([p.at(t)[2][1] for p in parts])
+    names, parts = tuple(names[k] for k in order), [parts[k] for k in order]
+    kT = kB * T
+    states = [p.at(t) for p in parts]
+    amount = np.array([s[1] for s in states])
+    energy = np.array([s[2][0] for s in states]) - t * amount
+    x = np.array([s[2][1] for s in states])
+    jacobian = _jacobian(energy, amount, kT)
+    # along the line of the outer two the middle one gains ln Z on heating: eutectoid
+    kind, gain = "", _gain(jacobian)
+    if landscape.dos.is_exact:
+        zero = np.zeros(3)
+        error = (0.0, 0.0, zero)
+        certain = gain != 0
+    else:
+        at_t = [p.replicas(np.full(landscape.dos.replicas.shape[1], t)) for p in parts]
+        f = np.stack([z[0] for z in at_t])
+        shift = -np.linalg.solve(jacobian, f[1:] - f[0])
+        moved = [p.replicas(t + shift[1])[2][:, 1] for p in parts]
+        warmer = [landscape.projection(n, T + _STEP).at(t)[2][1] for n in names]
+        by_t = (np.array(warmer) - x) / _STEP
+        moved = np.stack(moved) + by_t[:, None] * shift[0]
+        error = (shift[0].std(ddof=1), shift[1].std(ddof=1), moved.std(1, ddof=1))
+        own = np.stack([s[2][:, 0] - t * s[1] for s in at_t])
+        amounts = np.stack([s[1] for s in at_t])
+        gains = [_gain(_jacobian(e, a, kT)) for e, a in zip(own.T, amounts.T, strict=True)]
+        certain = abs(gain) > 2 * np.std(gains, ddof=1)
+    if certain:
+        kind = "eutectoid" if gain > 0 else "peritectoid"
+    return ThreePhasePoint(
+        phases=names,
+        temperature=Estimate(float(T), float(error[0]), nan),
+        mu=Estimate(float(t), float(error[1]), nan),
+        composition=Estimate(x, error[2], nan),
+        kind=kind,
+    )
+
+
+def _jacobian(energy: np.ndarray, amount: np.ndarray, kT: float) -> np.ndarray:
+    """Derivatives of ln Z of the second and third phase minus the first by (T, t), (2, 2)."""
+    rows = np.column_stack([energy * kB / kT**2, amount / kT])
+    return rows[1:] - rows[0]
+
+
+def _gain(jacobian: np.ndarray) -> float:
+    """d/dT of ln Z of the middle phase minus the outer two, along the line of these two."""
+    slope = -jacobian[1, 0] / jacobian[1, 1]
+    return float(jacobian[0, 0] + jacobian[0, 1] * slope)

@@ -1,0 +1,395 @@
+"""Which phases are among the states: by their long-range order, then by their composition.
+
+*Order*: every state is compared with the symmetry variants of given ordered structures (or of the
+ground states along the line). With ``d`` the deviation of the site occupations from their mean on
+every sublattice and ``s`` that of a variant, the long-range order is the largest ``d.s / s.s``
+over the variants, 1 for the structure itself and around 0 without order. The structure is the one
+of the largest cosine ``d.s / |d||s|``: structures that share composition waves (L1_0 and L1_2)
+have long-range order in one another.
+
+*Composition*: among states of one kind of order, weight against composition of the whole
+supercell tells of a miscibility gap where it is not concave: the common tangent touches it twice,
+and between these points lies a valley.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from ase.formula import Formula
+from ase.units import kB
+
+from clease_nn.errors import NotDeterminedError
+from clease_nn.lattice import Lattice
+from clease_nn.phases.labels import UNDECIDED, Phases, mean_compositions
+from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.projection import Projection
+from clease_nn.symmetry import site_permutations
+from clease_nn.thermodynamics import DensityOfStates
+
+__all__ = ["CRITICAL_VALLEY", "DISORDERED", "identify", "order_parameters"]
+
+DISORDERED = "disordered"
+"""Name of the phase without long-range order."""
+
+CRITICAL_VALLEY = float(np.exp(-0.776))
+"""Valley over peak at the critical point of three-dimensional Ising systems, 0.46.
+
+Tsypin and Blote, Phys. Rev. E 62, 73 (2000): P(m) ~ exp[-(m^2/m0^2 - 1)^2 (0.158 m^2/m0^2 +
+0.776)] in periodic cubes of any size. A deeper valley separates two phases.
+"""
+
+_THRESHOLD = 0.5  # a state is nearer to the structure than to disorder above it
+_SIMILAR = 0.8  # cosine above which two ground states have one kind of order
+_FEWEST = 20.0  # effective states an amount needs to be looked at
+_CHUNK = 8192
+
+
+def identify(
+    dos: DensityOfStates,
+    line: ChemicalPotentialLine,
+    temperatures: Sequence[float] | None = None,
+    *,
+    structures: Mapping[str, np.ndarray] | None = None,
+) -> Phases:
+    """Find the phases along a line of chemical potentials by the structure of the states.
+
+    Parameters
+    ----------
+    dos : DensityOfStates
+        With ``occupations``.
+    line : ChemicalPotentialLine
+    temperatures : sequence of float, optional
+        K; which are looked at. Default: those that were sampled.
+    structures : mapping of str to array_like, shape (sites,), optional
+        Occupations of the ordered phases by name, in the supercell of the states. Default: the
+        ground states among the states along the line, where they are ordered; a phase that is
+        stable at high temperature only must be given.
+
+    Returns
+    -------
+    Phases
+        Disordered states are ``"disordered"``; where a miscibility gap parts them, the parts are
+        named by the species the line adds (``"Au-poor"``, ``"Au-rich"``). A given structure that
+        no state has stays in the names, without states.
+
+    Raises
+    ------
+    ValueError
+        If there are no temperatures, or a structure does not fit the lattice.
+    NotDeterminedError
+        If the states carry no occupations, or no temperature is supported by the data.
+
+    Examples
+    --------
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> from clease_nn.ensemble import SemiGrandCanonical
+    >>> lattice = Lattice.square(4)
+    >>> states = SemiGrandCanonical(ising_energy(lattice, 0.02)).enumerate(lattice)
+    >>> line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
+    >>> identify(DensityOfStates.exact(states), line, [400.0]).names
+    ('Au-poor', 'Au-rich')
+    """
+    if dos.occupations is None:
+        raise NotDeterminedError(
+            "these states carry no occupations, so their structure is unknown; label them with "
+            "Phases.given"
+        )
+    temperatures = _temperatures(dos, temperatures)
+    pooled = _pooled_weights(dos, line, temperatures)
+    reasons: list[str] = []
+    if structures is None:
+        structures = _ground_states(dos, line, temperatures[0])
+        found = ", ".join(structures) or "none"
+        reasons.append(
+            f"ordered structures from the lowest states along the line at {temperatures[0]:g} K: "
+            f"{found}"
+        )
+    structures = {k: _checked(dos.lattice, k, v) for k, v in structures.items()}
+    if DISORDERED in structures:
+        raise ValueError(f"the name {DISORDERED!r} is kept for states without order")
+    eta, cosine = order_parameters(dos.occupations, dos.lattice, structures)
+    kinds = np.zeros(len(dos), dtype=np.int64)
+    if structures:
+        nearest = cosine.argmax(1)
+        own = eta[np.arange(len(dos)), nearest]
+        for k, name in enumerate(structures):
+            of = nearest == k
+            threshold = _valley_of_order(own[of], pooled[of], name, reasons)
+            hit = of & (own > threshold)
+            kinds[hit] = k + 1
+            if not hit.any():
+                reasons.append(f"{name} was never sampled: no state has long-range order of it")
+    kind_names = (DISORDERED, *structures)
+    labels, names = _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons)
+    if len(names) == 1:
+        reasons.append("one phase only: neither order nor a miscibility gap was found")
+    composition = mean_compositions(dos, labels, len(names), pooled)
+    return Phases(tuple(names), labels, composition, eta, structures, tuple(reasons))
+
+
+def order_parameters(
+    occupations, lattice: Lattice, structures: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Long-range order and similarity of configurations with respect to ordered structures.
+
+    Parameters
+    ----------
+    occupations : array_like, shape (rows, sites)
+    lattice : Lattice
+    structures : mapping of str to array_like, shape (sites,)
+
+    Returns
+    -------
+    order, cosine : ndarray, shape (rows, structures)
+        Largest ``d.s / s.s`` and ``d.s / |d||s|`` over the symmetry variants s of a structure.
+
+    Raises
+    ------
+    ValueError
+        If a structure has no order: all sites of each sublattice carry one species.
+
+    Examples
+    --------
+    >>> checker = np.array([0, 1, 1, 0])
+    >>> rows = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]])
+    >>> order_parameters(rows, Lattice.square(2), {"checker": checker})[0].ravel().tolist()
+    [1.0, 0.5, 0.0]
+    """
+    occupations = np.asarray(torch.as_tensor(occupations).cpu().numpy(), dtype=np.int8)
+    order = np.zeros((len(occupations), len(structures)))
+    cosine = np.zeros_like(order)
+    if not structures:
+        return order, cosine
+    permutations = site_permutations(lattice)
+    variants = []
+    for name, x in structures.items():
+        s = _deviations(np.unique(np.asarray(x, dtype=np.int8)[permutations], axis=0), lattice)
+        if not (s**2).sum() > 1e-9:
+            raise ValueError(
+                f"structure {name!r} has no order: every sublattice carries one species"
+            )
+        variants.append(s)
+    for start in range(0, len(occupations), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        d = _deviations(occupations[rows], lattice)
+        norm = np.sqrt((d**2).sum(1))
+        for k, s in enumerate(variants):
+            square = float((s[0] ** 2).sum())
+            largest = (d @ s.T).max(1)
+            order[rows, k] = largest / square
+            cosine[rows, k] = largest / np.maximum(norm * np.sqrt(square), 1e-12)
+    return order, cosine
+
+
+# ------------------------------------------------------------------ parts
+def _deviations(occupations: np.ndarray, lattice: Lattice) -> np.ndarray:
+    """Occupations minus their mean on every sublattice, (rows, sites * species), float32."""
+    onehot = (occupations[:, :, None] == np.arange(lattice.n_species)).astype(np.float32)
+    for s in np.unique(lattice.sublattices):
+        on = lattice.sublattices == s
+        onehot[:, on] -= onehot[:, on].mean(1, keepdims=True)
+    return onehot.reshape(len(occupations), -1)
+
+
+def _checked(lattice: Lattice, name: str, x) -> np.ndarray:
+    x = np.asarray(torch.as_tensor(x).cpu().numpy())
+    if x.shape != (lattice.n_sites,):
+        raise ValueError(
+            f"structure {name!r} has shape {x.shape}, the lattice {lattice.n_sites} sites; give "
+            "its occupations in the supercell of the states"
+        )
+    if not ((x >= 0) & (x < lattice.n_species)).all():
+        raise ValueError(f"structure {name!r} has occupations that are no species")
+    if not lattice.allowed[np.arange(len(x)), x.astype(int)].all():
+        raise ValueError(f"structure {name!r} puts a species on a site that may not carry it")
+    return x.astype(np.int8)
+
+
+def _temperatures(dos: DensityOfStates, temperatures) -> np.ndarray:
+    if temperatures is None:
+        if dos.sampled is None:
+            raise ValueError("say at which temperatures [K] to look: temperatures=[...]")
+        temperatures = dos.sampled.temperature.cpu().numpy()
+    t = np.unique(np.atleast_1d(np.asarray(temperatures, dtype=float)))
+    if not len(t) or not (np.isfinite(t).all() and (t > 0).all()):
+        raise ValueError(f"temperatures must be positive and finite, got {temperatures}")
+    return t
+
+
+def _pooled_weights(dos: DensityOfStates, line, temperatures) -> np.ndarray:
+    """(states,) mean probability over the temperatures and over t that the data support."""
+    everything = np.arange(len(dos))
+    amount = line.amount(dos)
+    out = np.zeros(len(dos))
+    for temperature in temperatures:
+        log_w = dos.log_weights(line.at(temperature, 0.0))
+        kT = kB * temperature
+        p = Projection(dos, everything, amount, log_w, np.zeros((len(dos), 0)), kT)
+        t = np.linspace(*line.span(dos, temperature), 65)
+        t = t[p.ess(t) >= _FEWEST]
+        if len(t):
+            # exp(t a / kT) / Z(t) summed over t depends on the amount alone
+            sums = np.exp(t[:, None] * p.amount / kT - p.log_z(t)[:, None] + p.log_weight).mean(0)
+            bins = np.searchsorted(p.amount, np.round(amount, 9))
+            finite = np.isfinite(log_w)
+            out[finite] += sums[bins[finite]] * np.exp(log_w[finite] - p.log_weight[bins[finite]])
+    if not out.sum() > 0:
+        raise NotDeterminedError(
+            "at none of the temperatures do the data support any point of the line; sample along "
+            "the line first"
+        )
+    return out / out.sum()
+
+
+def _ground_states(dos: DensityOfStates, line, temperature: float) -> dict[str, np.ndarray]:
+    """Ordered states on the lower convex hull of energy against amount, widest first."""
+    if np.ptp(line.amount(dos)) == 0:
+        return {}
+    energy = dos.energy - dos.counts @ line.origin
+    # rows by amount, then by energy; the first of every amount is its lowest state
+    rows = np.flatnonzero(np.isfinite(dos.log_g))
+    rounded = np.round(line.amount(dos), 9)
+    rows = rows[np.lexsort((energy[rows], rounded[rows]))]
+    amount, first = np.unique(rounded[rows], return_index=True)
+    lowest = rows[first]
+    low, high = line.span(dos, temperature)
+    chain = _lower_hull(amount, energy[lowest])
+    slopes = np.diff(energy[lowest][chain]) / np.diff(amount[chain])
+    edges = np.concatenate([[-np.inf], slopes, [np.inf]])
+    width = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
+    occupations = dos.occupations.cpu().numpy()
+    found: dict[str, np.ndarray] = {}
+    for k in np.argsort(-width):
+        x = occupations[lowest[chain[k]]]
+        if width[k] <= 0 or not (_deviations(x[None], dos.lattice) ** 2).sum() > 1e-9:
+            continue
+        if found:
+            _, cosine = order_parameters(x[None], dos.lattice, found)
+            if cosine.max() > _SIMILAR:
+                continue
+        found[_formula(dos.lattice, x, found)] = x
+    order = sorted(found, key=lambda name: line.direction[found[name]].sum())
+    return {name: found[name] for name in order}
+
+
+def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the lower convex hull, x ascending (Andrew's monotone chain)."""
+    chain: list[int] = []
+    for k in range(len(x)):
+        while len(chain) > 1:
+            i, j = chain[-2], chain[-1]
+            if (y[j] - y[i]) * (x[k] - x[i]) < (y[k] - y[i]) * (x[j] - x[i]) - 1e-12:
+                break
+            chain.pop()
+        chain.append(k)
+    return np.array(chain)
+
+
+def _formula(lattice: Lattice, x: np.ndarray, taken) -> str:
+    counts = {s: int((x == a).sum()) for a, s in enumerate(lattice.species)}
+    counts = {s: n for s, n in counts.items() if n}
+    name = base = str(Formula.from_dict(counts).reduce()[0])
+    k = 2
+    while name in taken:
+        name, k = f"{base} ({k})", k + 1
+    return name
+
+
+def _valley_of_order(order, weights, name: str, reasons: list[str]) -> float:
+    """The long-range order at which the pooled weight is least, between order and disorder."""
+    edges = np.linspace(-0.025, 1.125, 24)
+    h, _ = np.histogram(order, edges, weights=weights)
+    h = np.convolve(h, [0.25, 0.5, 0.25], mode="same")
+    centres = (edges[1:] + edges[:-1]) / 2
+    inside = np.flatnonzero((centres > 0.25) & (centres < 0.85))
+    least = h[inside].min()
+    middle = inside[h[inside] <= least * (1 + 1e-9)]
+    k = int(middle[len(middle) // 2])
+    left, right = h[: k + 1].max(), h[k:].max()
+    if right > 0 and least <= CRITICAL_VALLEY * min(left, right):
+        return float(centres[k])
+    if right > 0:
+        reasons.append(
+            f"order of {name} has no valley over the conditions looked at: states count as "
+            f"ordered above {_THRESHOLD}"
+        )
+    return _THRESHOLD
+
+
+def _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons):
+    """Cut kinds of order where a stable miscibility gap parts them."""
+    amount = line.amount(dos)
+    rows = [np.flatnonzero(kinds == k) for k in range(len(kind_names))]
+    cuts: list[dict] = [{} for _ in kind_names]
+    nothing = np.zeros((len(dos), 0))
+    for temperature in temperatures[::-1]:
+        log_w = dos.log_weights(line.at(temperature, 0.0))
+        kT = kB * temperature
+        parts = [Projection(dos, r, amount, log_w, nothing, kT) if len(r) else None for r in rows]
+        low, high = line.span(dos, temperature)
+        for k, p in enumerate(parts):
+            if p is None or len(p) < 3:
+                continue
+            for bottom, left, right, t in _gaps(p):
+                if not low <= t <= high or any(left < c < right for c in cuts[k]):
+                    continue
+                own = p.log_z(t)[0]
+                others = [o.log_z(t)[0] for j, o in enumerate(parts) if o is not None and j != k]
+                if not others or own >= max(others):
+                    cuts[k][bottom] = temperature
+    labels = np.full(len(dos), UNDECIDED, dtype=np.int64)
+    names: list[str] = []
+    sites = dos.lattice.n_sites
+    for k, kind in enumerate(kind_names):
+        if not len(rows[k]) and k == 0:
+            continue
+        edges = np.array([-np.inf, *sorted(cuts[k]), np.inf])
+        for j in range(len(edges) - 1):
+            inside = (amount[rows[k]] > edges[j] + 1e-6) & (amount[rows[k]] < edges[j + 1] - 1e-6)
+            labels[rows[k][inside]] = len(names)
+            names.append(_part_name(line.species, kind, j, len(edges) - 1))
+        reasons += [
+            f"{kind} has a miscibility gap up to about {t:g} K: cut at amount {c:g} of the line "
+            f"({c / sites:.3f} a site)"
+            for c, t in cuts[k].items()
+        ]
+    return labels, names
+
+
+def _part_name(species: str, kind: str, part: int, parts: int) -> str:
+    if parts == 1:
+        return kind
+    share = f"{species}-poor" if part == 0 else f"{species}-rich"
+    if 0 < part < parts - 1:
+        share = f"{species}-middle" if parts == 3 else f"{species}-middle {part}"
+    return share if kind == DISORDERED else f"{kind} {share}"
+
+
+def _gaps(p: Projection) -> list[tuple[float, float, float, float]]:
+    """(bottom, left, right, t) of every gap: amounts of valley and tangent points, and slope."""
+    known = np.flatnonzero(p.ess_of_amounts >= _FEWEST)
+    if len(known) < 3:
+        return []
+    a, y = p.amount[known], p.log_weight[known]
+    with np.errstate(over="ignore"):
+        error = 1 / np.sqrt(p.ess_of_amounts[known])
+    chain = _lower_hull(a, -y)
+    out = []
+    for i, j in pairwise(chain):
+        if j - i < 2:
+            continue
+        inside = np.arange(i + 1, j)
+        slope = (y[j] - y[i]) / (a[j] - a[i])
+        depth = y[i] + slope * (a[inside] - a[i]) - y[inside]
+        deepest = int(depth.argmax())
+        noise = np.hypot(error[inside[deepest]], max(error[i], error[j]))
+        # amounts that noise does not tell from the deepest: cut in their middle
+        ties = inside[depth >= depth[deepest] - noise - 1e-9]
+        if depth[deepest] - 2 * noise > -np.log(CRITICAL_VALLEY):
+            where = float(a[ties].mean())
+            out.append((where, float(a[i]), float(a[j]), float(-slope * p.kT)))
+    return out

@@ -1,0 +1,202 @@
+"""First-order lines followed over temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clease_nn.errors import NotDeterminedError
+from clease_nn.phases.coexistence import (
+    Coexistence,
+    NoCoexistenceError,
+    crossings,
+    find_coexistence,
+)
+from clease_nn.phases.diagram import Boundary
+from clease_nn.phases.labels import Phases
+from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.projection import Landscape
+from clease_nn.statistics import Estimate
+from clease_nn.thermodynamics import DensityOfStates
+from clease_nn.thermodynamics.groups import stack
+
+__all__ = ["check_temperatures", "follow", "margin", "trace"]
+
+_REFINEMENTS = 5  # bisections of the step in which a line ends
+_EQUAL = 1e-6  # differences of ln Z that count as none
+
+
+def trace(
+    dos: DensityOfStates,
+    phases: Phases,
+    pair: tuple[str, str],
+    line: ChemicalPotentialLine,
+    temperatures: Sequence[float],
+) -> Boundary:
+    """Follow the coexistence of two phases over temperature.
+
+    Every next point is looked for where the Clausius-Clapeyron slope of the last one leads. The
+    line ends where the phases no longer have one grand potential anywhere, where they cannot be
+    told apart (see :class:`~clease_nn.phases.coexistence.Coexistence`), or where the data end;
+    the step in which it ends is halved five times. Where a third phase has a lower grand
+    potential the line goes on, marked as not stable.
+
+    Parameters
+    ----------
+    dos : DensityOfStates
+    phases : Phases
+        Labels of its states.
+    pair : tuple of two str
+        The phase poorer in the line's species first.
+    line : ChemicalPotentialLine
+    temperatures : sequence of float
+        K, at least one.
+
+    Returns
+    -------
+    Boundary
+        Of the longest run of temperatures at which the phases coexist; ``reason`` says why it
+        ends on both sides.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~clease_nn.phases.coexistence`, or if there are no temperatures.
+    NoCoexistenceError
+        If the phases meet at none of the temperatures.
+    NotDeterminedError
+        If they seem to, but the data decide it at none.
+
+    Examples
+    --------
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> from clease_nn.ensemble import SemiGrandCanonical
+    >>> from clease_nn.lattice import Lattice
+    >>> from clease_nn.phases import identify
+    >>> lattice = Lattice.square(4)
+    >>> states = SemiGrandCanonical(ising_energy(lattice, 0.02)).enumerate(lattice)
+    >>> dos = DensityOfStates.exact(states)
+    >>> line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
+    >>> phases = identify(dos, line, [300, 500, 700])
+    >>> b = trace(dos, phases, ("Au-poor", "Au-rich"), line, [300, 400, 500, 700])
+    >>> b.composition.value[:3, 0].round(3).tolist()
+    [0.003, 0.016, 0.058]
+    >>> bool(500 < b.temperature.value[-1] < 700)
+    True
+    """
+    return follow(Landscape(dos, phases, line), pair, check_temperatures(temperatures))
+
+
+def check_temperatures(temperatures) -> np.ndarray:
+    """Distinct temperatures [K], ascending."""
+    t = np.unique(np.atleast_1d(np.asarray(temperatures, dtype=float)))
+    if not len(t) or not (np.isfinite(t).all() and (t > 0).all()):
+        raise ValueError(f"temperatures must be positive and finite [K], got {temperatures}")
+    return t
+
+
+def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray) -> Boundary:
+    """As :func:`trace`, on sums that are shared between calls."""
+    found: list[Coexistence | Exception] = []
+    last = None
+    for temperature in temperatures:
+        found.append(_attempt(landscape, pair, temperature, last))
+        if isinstance(found[-1], Coexistence):
+            last = found[-1]
+    good = np.array([isinstance(p, Coexistence) for p in found])
+    if not good.any():
+        undecided = [p for p in found if isinstance(p, NotDeterminedError)]
+        raise undecided[0] if undecided else found[0]
+    first, end = _longest_run(good)
+    points = found[first:end]
+    below, points = _end(landscape, pair, points, found, first - 1, temperatures, down=True)
+    above, points = _end(landscape, pair, points, found, end, temperatures, down=False)
+    stable, rivals = _stability(landscape, points)
+    left_out = int(good.sum()) - (end - first)
+    words = [f"below {points[0].temperature:.4g} K: {below}"]
+    words.append(f"above {points[-1].temperature:.4g} K: {above}")
+    if rivals:
+        words.append(f"where it is not stable the state is {', '.join(rivals)}")
+    if left_out:
+        words.append(f"{left_out} further temperatures beyond a break are left out")
+    return Boundary(
+        kind="first-order",
+        phases=tuple(pair),
+        temperature=Estimate(np.array([p.temperature for p in points]), np.zeros(len(points))),
+        mu=stack([p.mu for p in points]),
+        composition=stack([p.composition for p in points]),
+        slope=stack([p.slope for p in points]),
+        stable=stable,
+        reason="; ".join(words),
+    )
+
+
+def margin(landscape: Landscape, names, temperature: float, t: float) -> tuple[float, str]:
+    """ln Z of the best other phase minus that of the first of ``names``, and its name."""
+    projections = landscape.projections(temperature)
+    own = projections[landscape.phases.index(names[0])].log_z(t)[0]
+    best, rival = -np.inf, ""
+    for name, p in zip(landscape.phases.names, projections, strict=True):
+        if p is not None and name not in names and p.log_z(t)[0] - own > best:
+            best, rival = float(p.log_z(t)[0] - own), name
+    return best, rival
+
+
+# ------------------------------------------------------------------ parts
+def _attempt(landscape, pair, temperature: float, last: Coexistence | None):
+    """The point at one temperature, or why there is none."""
+    try:
+        near = None
+        if last is not None:
+            near = last.mu.value + last.slope.value * (temperature - last.temperature)
+        else:
+            a, b = (landscape.projection(name, temperature) for name in pair)
+            if a is not None and b is not None:
+                roots = crossings(landscape, a, b, temperature)
+                if len(roots) > 1:
+                    near = min(roots, key=lambda t: margin(landscape, pair, temperature, t)[0])
+        point = find_coexistence(landscape, pair, temperature, near)
+    except (NoCoexistenceError, NotDeterminedError) as error:
+        return error
+    if not point.separate:
+        return NotDeterminedError(
+            f"{pair[0]} and {pair[1]} cannot be told apart at {temperature:.4g} K: between them "
+            f"the weight is {point.valley.value:.2f} +- {point.valley.error:.2f} of the lower "
+            "peak; either the transition is continuous here, or the supercell or the number of "
+            "samples is too small to tell"
+        )
+    return point
+
+
+def _longest_run(good: np.ndarray) -> tuple[int, int]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], good.astype(int), [0]])))
+    starts, ends = edges[::2], edges[1::2]
+    k = int((ends - starts).argmax())
+    return int(starts[k]), int(ends[k])
+
+
+def _end(landscape, pair, points, found, k: int, temperatures, down: bool):
+    """Why the line ends there, and the points with those that bisecting the last step adds."""
+    if not 0 <= k < len(found):
+        return "no temperature was asked for", points
+    error, outside = found[k], float(temperatures[k])
+    for _ in range(_REFINEMENTS):
+        inner = points[0] if down else points[-1]
+        middle = 0.5 * (inner.temperature + outside)
+        p = _attempt(landscape, pair, middle, inner)
+        if isinstance(p, Coexistence):
+            points = [p, *points] if down else [*points, p]
+        else:
+            error, outside = p, middle
+    return str(error), points
+
+
+def _stability(landscape, points: list[Coexistence]) -> tuple[np.ndarray, list[str]]:
+    stable, rivals = [], []
+    for p in points:
+        best, rival = margin(landscape, p.phases, p.temperature, p.mu.value)
+        stable.append(best <= _EQUAL)
+        if best > _EQUAL and rival not in rivals:
+            rivals.append(rival)
+    return np.array(stable), rivals
