@@ -60,15 +60,14 @@ def cost(ax: Axes, table: CostTable, *, quantity: str = "seconds") -> Axes:
         at = once + table.n_conditions * each
         ax.plot(table.n_conditions, at, color=colour, marker=marker, ms=6, ls="", zorder=4)
     ax.set(xscale="log", yscale="log", xlim=(1, top))
+    box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8}
     for k, at in enumerate(sorted(crossings.values())):
         height = lines[first][0] + at * lines[first][1]
         circle = {"color": "black", "marker": "o", "ms": 9, "mfc": "none", "ls": "", "zorder": 5}
         ax.plot(at, height, label=None if k else "break-even", **circle)
-        # neighbours' numbers above and below in turn
-        offset, va = ((7, -8), "top") if k % 2 == 0 else ((-7, 8), "bottom")
-        ha = "left" if k % 2 == 0 else "right"
-        style = {"textcoords": "offset points", "fontsize": "small", "ha": ha, "va": va}
-        ax.annotate(f"{at:.3g}", (at, height), offset, **style)
+        # upright, so that neighbours do not touch
+        style = {"rotation": 90, "ha": "center", "va": "top", "fontsize": "small", "bbox": box}
+        ax.annotate(f"{at:.3g}", (at, height), (0, -9), textcoords="offset points", **style)
     unit = f" {table.unit}" if table.unit else ""
     ax.set(
         xlabel=f"conditions served, each to {table.error:.2g}{unit}",
