@@ -79,6 +79,16 @@ class Moments:
 
 
 @dataclass(frozen=True, eq=False)
+class _Support:
+    """States that matter at one condition with weights of sum one."""
+
+    rows: np.ndarray
+    w: np.ndarray
+    log_z: float
+    ess: float
+
+
+@dataclass(frozen=True, eq=False)
 class DensityOfStates:
     """States, each with the number of configurations it stands for.
 
@@ -229,30 +239,40 @@ class DensityOfStates:
         NotDeterminedError
             If fewer than 50 effective states carry the weight there.
         """
+        v = np.asarray(values)
+        if len(v) != len(self):
+            raise ValueError(f"values have {len(v)} rows, there are {len(self)} states")
+        support = self._support(condition, check)
+        return self._moments(v[support.rows], support)
+
+    def _support(self, condition: Conditions, check: bool = True) -> _Support:
+        """The states that matter at one condition."""
         log_w = self.log_weights(condition)
         top = log_w.max()
         w = np.exp(log_w - top)
         total = w.sum()
         w /= total
-        log_z = float(top + np.log(total))
         ess = self._ess(w)
         if check:
             self._require(ess, condition)
-        v = np.asarray(values, dtype=float)
-        if len(v) != len(self):
-            raise ValueError(f"values have {len(v)} rows, there are {len(self)} states")
-        rows = np.flatnonzero(w > _NEGLIGIBLE)
-        w, v = w[rows], v[rows]
-        mean = np.tensordot(w, v, 1) / w.sum()
+        rows = np.flatnonzero(w > (0.0 if self.is_exact else _NEGLIGIBLE))
+        w = w[rows]
+        return _Support(rows, w / w.sum(), float(top + np.log(total)), ess)
+
+    def _moments(self, v: np.ndarray, support: _Support) -> Moments:
+        """Means of values given at the states of a support only."""
+        v, w = np.asarray(v, dtype=float), support.w
+        mean = np.tensordot(w, v, 1)
         if self.replicas is None:
-            return Moments(log_z, np.empty(0), mean, np.empty((0, *v.shape[1:])), ess)
-        r = self.replicas[rows]
+            return Moments(support.log_z, np.empty(0), mean, np.empty((0, *mean.shape)), np.inf)
+        r = self.replicas[support.rows]
         # centred, so that single precision of the replicas is enough
-        d = (w[:, None] * (v - mean).reshape(len(v), -1)).astype(np.float32)
-        scale = np.maximum((w.astype(np.float32) @ r).astype(float), 1e-300)
-        shift = (r.T @ d).astype(float) / scale[:, None]
-        replicas = mean + shift.reshape(len(scale), *v.shape[1:])
-        return Moments(log_z, log_z + np.log(scale), mean, replicas, ess)
+        d = w[:, None] * (v - mean).reshape(len(v), -1)
+        columns = np.concatenate([w[:, None], d], 1).astype(np.float32)
+        sums = (columns.T @ r).astype(float)
+        scale = np.maximum(sums[0], 1e-300)
+        replicas = mean + (sums[1:] / scale).T.reshape(len(scale), *mean.shape)
+        return Moments(support.log_z, support.log_z + np.log(scale), mean, replicas, support.ess)
 
     def _ess(self, w: np.ndarray) -> float:
         if self.is_exact:
@@ -373,13 +393,14 @@ class DensityOfStates:
         temperature, kT = condition.temperature[0].item(), condition.kT[0].item()
         mu = condition.mu[0].cpu().numpy()
         n, d = len(self), 1 + self.lattice.n_species
-        y = np.concatenate([(self.energy - self.counts @ mu)[:, None], self.counts], 1)
+        support = self._support(condition)
+        energy, counts = self.energy[support.rows], self.counts[support.rows]
+        y = np.concatenate([(energy - counts @ mu)[:, None], counts], 1)
         # about a typical value, so that second moments lose no digits
-        centre = y[int(np.argmax(self.log_weights(condition)))]
+        centre = y[int(np.argmax(support.w))]
         y = y - centre
-        second = y[:, :, None] * y[:, None, :]
-        values = np.concatenate([y, second.reshape(n, -1), self.energy[:, None]], 1)
-        m = self.moments(values, condition)
+        second = (y[:, :, None] * y[:, None, :]).reshape(len(y), -1)
+        m = self._moments(np.concatenate([y, second, energy[:, None]], 1), support)
         shrink = 1.0 if self.is_exact else 1.0 / (1.0 - 1.0 / max(m.ess, 2.0))
 
         def covariance(x):
@@ -388,8 +409,7 @@ class DensityOfStates:
         cov = m.estimate(covariance)
         k_hat = nan
         if not self.is_exact:
-            log_w = self.log_weights(condition)
-            k_hat = pareto_k(log_w[log_w > log_w.max() + np.log(_NEGLIGIBLE)])
+            k_hat = pareto_k(np.log(support.w))
             if m.ess < _DOUBTFUL or (k_hat > _HIGHEST_K and m.ess < 0.5 * n):
                 doubts.append((m.ess, f"{name(condition)}: {m.ess:.0f} effective, k {k_hat:.2f}"))
         ness = nan if self.is_exact else m.ess / n

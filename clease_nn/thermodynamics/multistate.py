@@ -158,34 +158,42 @@ class MultistateLikelihood:
         r = self.residual(f, c)[0]
         if not np.isfinite(r).all():  # the start is too far from the measurements: go half-way
             raise RuntimeError("the measured ln Z contradict the samples")
-        for _ in range(50):
+        solve, free = None, self.free_groups(f, c, s)
+        for _ in range(60):
+            norm = np.linalg.norm(r * np.sqrt(n))
             if np.abs(r).max() < 1e-9:
                 return f, c
-            step = lu_solve(self.newton(f, c, s), r)
-            size = 1.0
+            fresh = solve is None
+            if fresh:
+                solve = self.newton(f, c, s, free)
+            step, size = lu_solve(solve, r), 1.0
             while True:
                 trial = f + size * step
                 c_new = multipliers(trial)
                 r_new = self.residual(trial, c_new)[0]
-                if np.linalg.norm(r_new * np.sqrt(n)) < (1 - 0.1 * size) * np.linalg.norm(
-                    r * np.sqrt(n)
-                ):
+                new = np.linalg.norm(r_new * np.sqrt(n))
+                if new < (1 - 0.1 * size) * norm or not fresh:
                     break
                 size /= 2
                 if size < 1e-3:
                     raise RuntimeError("the measured ln Z contradict the samples")
-            f, c, r = trial, c_new, r_new
+            if new < norm:
+                f, c, r = trial, c_new, r_new
+            if not new < 0.1 * norm:  # an old matrix serves as long as it does well
+                solve = None
         raise RuntimeError("the measured ln Z contradict the samples")
 
-    def newton(self, f, c, s):
+    def newton(self, f, c, s, free):
         """Factors of the matrix that turns residuals into steps of ``f``."""
         matrix = np.eye(len(self)) + self.shared(f, c) * (s - c)
-        for group in self.free_groups(f, c, s):
+        for group in free:
             matrix[np.ix_(group, group)] += c[group] / c[group].sum()
         return lu_factor(matrix)
 
     def free_groups(self, f, c, s) -> list[np.ndarray]:
         """Groups of conditions that share states and have no measurement."""
+        if s.all():
+            return []
         return [g for g in connected(self.shared(f, c) * np.outer(c, c), 1e-9) if not s[g].any()]
 
     def replicas(
@@ -213,7 +221,7 @@ class MultistateLikelihood:
             False where no solution was found.
         """
         n, s = self.effective[:, None], precision[:, None]
-        solve = self.newton(f, c, precision)
+        solve = self.newton(f, c, precision, self.free_groups(f, c, precision))
         accepted = np.repeat(f[:, None], weights.shape[1], 1)
         trial, step = accepted.copy(), np.zeros_like(accepted)
         size, best = np.ones(weights.shape[1]), np.full(weights.shape[1], np.inf)
