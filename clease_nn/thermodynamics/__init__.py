@@ -11,6 +11,7 @@ from clease_nn.thermodynamics.averages import (
 )
 from clease_nn.thermodynamics.canonical import canonical
 from clease_nn.thermodynamics.canonical_averages import CanonicalAverages, ChemicalPotentialCurve
+from clease_nn.thermodynamics.compare import Comparison, Difference, compare
 from clease_nn.thermodynamics.correlations import Correlations, correlations
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, Moments
 from clease_nn.thermodynamics.histograms import (
@@ -47,9 +48,11 @@ __all__ = [
     "Averages",
     "CanonicalAverages",
     "ChemicalPotentialCurve",
+    "Comparison",
     "ConditionAverages",
     "Correlations",
     "DensityOfStates",
+    "Difference",
     "Histogram",
     "Hysteresis",
     "Integrated",
@@ -59,6 +62,7 @@ __all__ = [
     "ThermodynamicFactor",
     "averages",
     "canonical",
+    "compare",
     "composition_histogram",
     "conditions",
     "constant_composition_heat_capacity",
