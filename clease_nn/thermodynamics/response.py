@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 
 import numpy as np
@@ -62,7 +63,8 @@ def constant_composition_heat_capacity(dos: DensityOfStates, conditions: Conditi
     basis = _directions(dos.lattice)
     parts = []
     for k in range(len(conditions)):
-        m, ess = _fluctuations(dos, conditions[k], basis)
+        m, _ = _fluctuations(dos, conditions[k], basis)
+        ess = m.ess
         # every direction of the composition takes one effective state more
         shrink = 1.0 if np.isinf(ess) else 1.0 - min((1.0 + len(basis)) / ess, 0.5)
         scale = 1.0 / (kB * conditions.temperature[k].item() ** 2 * shrink)
@@ -166,26 +168,27 @@ def thermodynamic_factor(
     n, d = lattice.n_sites, len(others)
     factors, shares, darkens, reasons = [], [], [], []
     for k in range(len(conditions)):
-        m, ess = _fluctuations(dos, conditions[k], basis)
-        ness = _ness(dos, ess)
-        share = dos.moments(dos.counts[:, others] / n, conditions[k]).estimate()
+        m, centre = _fluctuations(dos, conditions[k], basis)
+        ness = _ness(dos, m.ess)
+        share = partial(_share, centre=centre[1:], n=n)
+        shrink = 1.0 if np.isinf(m.ess) else 1.0 - 1.0 / m.ess
         least = np.linalg.eigvalsh(_covariance(m.mean, d + 1)[1:, 1:])[0]
-        changes = least * min(ess, 1e12)
-        shrink = 1.0 if np.isinf(ess) else 1.0 - 1.0 / ess
+        changes = least * min(m.ess, 1e12)
+        darken = Estimate(nan, nan)
         if changes < _FEWEST_CHANGES:
             reasons.append(
                 f"{name(conditions[k])}: the composition hardly moves ({changes:.1f} effective "
                 f"states times the variance of the counts, need {_FEWEST_CHANGES:.0f})"
             )
-            factor = Estimate(np.full((d, d), nan), np.full((d, d), nan), ness)
-            darken = Estimate(nan, nan, ness)
+            factor = Estimate(np.full((d, d), nan), np.full((d, d), nan))
         else:
-            e = m.estimate(lambda x: _inverse(_covariance(x, d + 1)[1:, 1:])) * (n * shrink)
-            factor = Estimate(e.value, e.error, ness)
-            darken = _darken(dos, conditions[k], others[0], shrink, ness) if d == 1 else None
-        factors.append(factor)
-        darkens.append(darken)
-        shares.append(Estimate(share.value, share.error, ness))
+            factor = m.estimate(_inverse) * (n * shrink)
+            if d == 1:
+                darken = m.estimate(partial(_darken, share=share)) * (n * shrink)
+        factors.append(Estimate(factor.value, factor.error, ness))
+        darkens.append(Estimate(darken.value, darken.error, ness))
+        x = m.estimate(share)
+        shares.append(Estimate(x.value, x.error, ness))
     return ThermodynamicFactor(
         conditions,
         tuple(lattice.species[a] for a in others),
@@ -197,19 +200,19 @@ def thermodynamic_factor(
     )
 
 
-def _darken(dos, condition, a: int, shrink: float, ness: float) -> Estimate:
-    """x (1 - x) n / Var(N), its error with that of x."""
-    n = dos.lattice.n_sites
-    x = dos.counts[:, a] / n
-    middle = x[int(np.argmax(dos.log_weights(condition)))]
-    values = np.stack([x - middle, (x - middle) ** 2], 1)
+def _share(moments: np.ndarray, centre: np.ndarray, n: int) -> np.ndarray:
+    return (moments[1 : len(centre) + 1] + centre) / n
 
-    def factor(v):
-        share, variance = v[0] + middle, v[1] - v[0] ** 2
-        return shrink * share * (1 - share) / np.maximum(n * variance, np.finfo(float).tiny)
 
-    e = dos.moments(values, condition).estimate(factor)
-    return Estimate(e.value, e.error, ness)
+def _inverse(moments: np.ndarray) -> np.ndarray:
+    """Inverse covariance of all but the first variable."""
+    d = int(np.sqrt(len(moments)))  # d + d^2 moments
+    return np.linalg.inv(_covariance(moments, d)[1:, 1:])
+
+
+def _darken(moments: np.ndarray, share) -> float:
+    [x], [[inverse]] = share(moments), _inverse(moments)
+    return x * (1 - x) * inverse
 
 
 def _directions(lattice: Lattice) -> np.ndarray:
@@ -225,15 +228,15 @@ def _directions(lattice: Lattice) -> np.ndarray:
 
 def _fluctuations(
     dos: DensityOfStates, condition: Conditions, basis: np.ndarray
-) -> tuple[Moments, float]:
-    """First and second moments of (E - mu.N, N along the basis), and the effective states."""
+) -> tuple[Moments, np.ndarray]:
+    """First and second moments of (E - mu.N, N along the basis) about a typical state."""
     mu = condition.mu[0].cpu().numpy()
     y = np.column_stack([dos.energy - dos.counts @ mu, dos.counts @ basis.T])
-    # about a typical value, so that second moments lose no digits
-    y = y - y[int(np.argmax(dos.log_weights(condition)))]
+    # so that second moments lose no digits
+    centre = y[int(np.argmax(dos.log_weights(condition)))]
+    y = y - centre
     second = (y[:, :, None] * y[:, None, :]).reshape(len(y), -1)
-    m = dos.moments(np.concatenate([y, second], 1), condition)
-    return m, m.ess
+    return dos.moments(np.concatenate([y, second], 1), condition), centre
 
 
 def _covariance(moments: np.ndarray, d: int) -> np.ndarray:
@@ -244,13 +247,6 @@ def _schur(covariance: np.ndarray) -> float:
     """Variance of the first variable that the others do not explain."""
     cross, others = covariance[0, 1:], covariance[1:, 1:]
     return covariance[0, 0] - cross @ np.linalg.pinv(others, rcond=1e-9, hermitian=True) @ cross
-
-
-def _inverse(covariance: np.ndarray) -> np.ndarray:
-    try:
-        return np.linalg.inv(covariance)
-    except np.linalg.LinAlgError:
-        return np.full(covariance.shape, nan)
 
 
 def _ness(dos: DensityOfStates, ess: float) -> float:
