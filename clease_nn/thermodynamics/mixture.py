@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.cost import Cost
 from clease_nn.errors import NotDeterminedError
-from clease_nn.lattice import Lattice
-from clease_nn.statistics import Estimate, log_mean_exp
+from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
-from clease_nn.thermodynamics.groups import autocorrelation_time, groups, to_numpy
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
-from clease_nn.thermodynamics.resampling import bootstrap_factors, chain_blocks
-from clease_nn.warnings import LowESSWarning
+from clease_nn.thermodynamics.pooling import Pool
 
 __all__ = ["density_of_states"]
 
 _LINK = 4.0  # effective samples that two groups of conditions must share: ln Z to 0.5
-_SHARPEST = 3.0  # error of ln Z times effective samples
-
-
-@dataclass(frozen=True, eq=False)
-class _Set:
-    """Samples of one condition from one source, rows next to each other in the pool."""
-
-    condition: Conditions
-    rows: slice
-    weight: np.ndarray  # of sum one
-    effective: float
-    tau: float
-    blocks: np.ndarray
-    inflation: float
-    log_z: float = np.nan  # from the mean weight
-    error: float = np.inf
-
-    @property
-    def precision(self) -> float:
-        """Inverse variance of ln Z, bounded: more is of no use to so few samples."""
-        return max(self.error, _SHARPEST / self.effective) ** -2
 
 
 def density_of_states(
@@ -82,158 +55,92 @@ def density_of_states(
         If the conditions of chains fall apart into groups that share too few states to know the
         ratio of their Z.
     """
-    parts = [c] if isinstance(c, Configurations) else list(c)
-    lattice = _one_lattice(parts)
     if n_resamples < 2:
         raise ValueError(f"errors need at least two replicas, got n_resamples = {n_resamples}")
-    sets, rows, energy, counts = _pool(parts)
-    at = Conditions.cat(s.condition for s in sets)
-    beta, mu = at.beta.cpu().numpy(), at.mu.cpu().numpy()
-    n = np.array([s.effective for s in sets])
-    weight = np.concatenate([s.effective * s.weight for s in sets])
-    # one state of the likelihood for all rows of one energy and composition
-    key = np.concatenate([np.round(energy, 9)[:, None], counts], 1)
-    _, first, state = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    first, state = _in_order(first, state.ravel())
-    total = np.bincount(state, weight, len(first))
-    model = MultistateLikelihood(energy[first], counts[first], beta, mu, total, n)
-
+    pool = Pool([c] if isinstance(c, Configurations) else list(c))
+    sets, at = pool.sets, pool.conditions
+    weight = pool.of_rows([s.effective * s.weight for s in sets])
+    model, state = _likelihood(pool, weight)
     measured = np.array([s.log_z for s in sets])
     precision = np.array([0.0 if np.isnan(s.log_z) else s.precision for s in sets])
-    f = model.ratios(_start(sets, energy, counts, beta, mu))
-    shared = model.shared(f, n) * np.outer(n, n)
-    anchor, anchor_error, absolute = _anchors(sets, at, shared, measured, precision, known)
-    f = _smooth(f, shared, n, measured, precision)
+
+    f = model.ratios(_start(pool))
+    shared = model.shared(f, model.effective) * np.outer(model.effective, model.effective)
+    anchors, absolute = _anchors(at, shared, precision, known)
+    f = _smooth(f, shared, measured, precision)
     rng = np.random.default_rng(seed)
-    factors = np.empty((len(energy), n_resamples), dtype=np.float32)
-    log_z = np.empty((len(sets), n_resamples))
-    for k, s in enumerate(sets):
-        b = bootstrap_factors(s.blocks, s.inflation, n_resamples, rng)
-        mean = s.weight @ b
-        log_z[k] = s.log_z + np.log(mean)
-        # the weight expected beyond the largest one seen is not in resampled weights
-        unseen = np.sqrt(max(s.error**2 - log_z[k].var(), 0.0)) if s.error < np.inf else 0.0
-        log_z[k] += unseen * rng.standard_normal(n_resamples)
-        factors[s.rows] = b / mean.astype(np.float32)
-    resampled = np.zeros((len(first), n_resamples), dtype=np.float32)
-    order = np.argsort(state, kind="stable")
-    starts = np.flatnonzero(np.diff(state[order], prepend=-1))
-    for r in range(n_resamples):
-        resampled[:, r] = np.add.reduceat((weight * factors[:, r])[order], starts)
-    f, mult, f_replicas, ratio, solved = _joint(model, f, measured, precision, resampled, log_z)
-    factors = factors[:, solved] / ratio[state][:, solved]
+    factors, log_z = pool.resampled(n_resamples, rng)
+    resampled = _summed(weight, factors, state)
+    f, multipliers, f_replicas, ratio, solved = _joint(
+        model, f, measured, precision, resampled, log_z
+    )
+    factors = factors[:, solved]
+    factors /= ratio[state][:, solved]
     shift = np.zeros(len(sets))
     noise = rng.standard_normal(n_resamples)[solved]
-    for group, value, error in zip(*anchor, anchor_error, strict=True):
-        pinned = np.flatnonzero(np.isfinite(error))
-        weights = error[pinned] ** -2.0
-        weights /= weights.sum()
-        f_pinned, v_pinned = f[group[pinned]], value[pinned]
-        shift[group] = weights @ (v_pinned - f_pinned)
-        moved = weights @ (
-            error[pinned, None] * noise - f_replicas[group[pinned]] + f_pinned[:, None]
-        )
+    for group, index, value, error in anchors:
+        share = error**-2.0 / (error**-2.0).sum()
+        shift[group] = share @ (value - f[index])
+        moved = share @ (error[:, None] * noise - f_replicas[index] + f[index, None])
         for k in group:
             factors[sets[k].rows] *= np.exp(moved).astype(np.float32)
     log_g = np.log(weight, where=weight > 0, out=np.full(len(weight), -np.inf))
-    log_g -= model.log_mixture(f, mult)[state]
-    sizes = [len(s.weight) for s in sets]
-    log_g += np.repeat(shift, sizes)
-    back = np.argsort(rows)  # to the order of c
+    log_g += pool.of_rows(shift) - model.log_mixture(f, multipliers)[state]
     return DensityOfStates(
-        lattice,
-        energy[back],
-        counts[back],
-        log_g[back],
-        occupations=torch.cat([p.occupations.cpu() for p in parts]),
-        replicas=factors[back],
-        inefficiency=np.repeat([s.tau for s in sets], sizes)[back],
+        pool.lattice,
+        pool.energy,
+        pool.counts,
+        log_g,
+        occupations=pool.occupations,
+        replicas=factors,
+        inefficiency=pool.of_rows([s.tau for s in sets]),
         absolute=absolute,
         sampled=at,
-        provenance=_provenance(parts, len(energy)),
+        provenance=pool.provenance,
     )
 
 
-# ------------------------------------------------------------------ reading
-def _one_lattice(parts: list[Configurations]) -> Lattice:
-    if not parts or not any(len(p) for p in parts):
-        raise ValueError("there are no configurations to combine")
-    for p in parts:
-        if not isinstance(p, Configurations):
-            raise TypeError(f"expected Configurations, got {type(p).__name__}")
-        if p.lattice.fingerprint != parts[0].lattice.fingerprint:
-            raise ValueError(
-                "configurations of different lattices do not combine: a density of states belongs "
-                "to one supercell; combine each separately"
-            )
-    return parts[0].lattice
-
-
-def _pool(parts: list[Configurations]):
-    """Sets, and for their rows the place in the parts, energy and counts."""
-    sets, rows, start = [], [], 0
-    for p in parts:
-        before, picked = start, []
-        with warnings.catch_warnings():
-            # few samples of one condition are no fault where neighbours help
-            warnings.simplefilter("ignore", LowESSWarning)
-            found = groups(p, scored=True)
-        for g in found:
-            n = len(g.rows)
-            place = slice(start, start + n)
-            start += n
-            if g.log_w is not None:
-                log_z = log_mean_exp(g.log_w)
-                w = np.exp(g.log_w - g.log_w.max())
-                w /= w.sum()
-                picked.append(g.rows)
-                sets.append(
-                    _Set(
-                        g.condition,
-                        place,
-                        w,
-                        float(1 / (w**2).sum()),
-                        1.0,
-                        np.arange(n),
-                        1.0,
-                        float(log_z.value),
-                        float(log_z.error),
-                    )
-                )
-            else:
-                tau = autocorrelation_time(p, g)
-                picked.append(g.rows[np.concatenate(g.pieces)])
-                blocks, inflation = chain_blocks([len(x) for x in g.pieces], tau)
-                sets.append(
-                    _Set(g.condition, place, np.full(n, 1 / n), n / tau, tau, blocks, inflation)
-                )
-        rows.append(before + np.concatenate(picked))
-    rows = np.concatenate(rows)
-    energy = np.concatenate([to_numpy(p.energy) for p in parts])[rows]
-    counts = np.concatenate([p.counts().cpu().numpy() for p in parts])[rows]
-    return sets, rows, energy, counts
-
-
-def _in_order(first: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """States numbered in the order in which they appear: neighbours stay neighbours."""
-    order = np.argsort(first)
+def _likelihood(pool: Pool, weight: np.ndarray) -> tuple[MultistateLikelihood, np.ndarray]:
+    """One state for all rows of one energy and composition, and the state of every row."""
+    key = np.concatenate([np.round(pool.energy, 9)[:, None], pool.counts], 1)
+    _, first, state = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    # states in the order of the sets: neighbours share conditions, which the chunks exploit
+    place = np.empty(len(weight), dtype=int)
+    place[np.concatenate([s.rows for s in pool.sets])] = np.arange(len(weight))
+    order = np.argsort(place[first])
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return first[order], rank[state]
+    first, state = first[order], rank[state.ravel()]
+    at = pool.conditions
+    model = MultistateLikelihood(
+        pool.energy[first],
+        pool.counts[first],
+        at.beta.cpu().numpy(),
+        at.mu.cpu().numpy(),
+        np.bincount(state, weight, len(first)),
+        np.array([s.effective for s in pool.sets]),
+    )
+    return model, state
 
 
-def _provenance(parts: list[Configurations], rows: int) -> dict:
-    cost = Cost.sum(Cost.from_provenance(p.provenance) for p in parts)
-    return {"rows": rows, "parts": len(parts)} | cost.to_dict()
+def _summed(weight: np.ndarray, factors: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Resampled weights of the states, shape (states, replicas), float32."""
+    order = np.argsort(state, kind="stable")
+    starts = np.flatnonzero(np.diff(state[order], prepend=-1))
+    out = np.empty((len(starts), factors.shape[1]), dtype=np.float32)
+    for r in range(factors.shape[1]):
+        out[:, r] = np.add.reduceat((weight * factors[:, r])[order], starts)
+    return out
 
 
 # ------------------------------------------------------------------ ln Z
-def _start(sets, energy, counts, beta, mu) -> np.ndarray:
+def _start(pool: Pool) -> np.ndarray:
     """ln Z of weighted draws; of chains by the trapezoidal rule from the nearest one known."""
-    f = np.array([s.log_z for s in sets])
-    point = np.concatenate([-beta[:, None], beta[:, None] * mu], 1)
-    values = np.concatenate([energy[:, None], counts], 1)
-    slope = np.stack([s.weight @ values[s.rows] for s in sets])
+    f = np.array([s.log_z for s in pool.sets])
+    beta, mu = pool.conditions.beta[:, None], pool.conditions.mu
+    point = torch.cat([-beta, beta * mu], 1).cpu().numpy()
+    values = np.concatenate([pool.energy[:, None], pool.counts], 1)
+    slope = np.stack([s.weight @ values[s.rows] for s in pool.sets])
     scaled = point / np.maximum(np.ptp(point, axis=0), 1e-9)
     done = ~np.isnan(f)
     if not done.any():
@@ -254,44 +161,47 @@ def _start(sets, energy, counts, beta, mu) -> np.ndarray:
     return f
 
 
-def _anchors(sets, at, shared, measured, precision, known):
-    """Groups of chains whose ln Z come from outside, and whether all ln Z are absolute."""
-    value, error = np.full(len(sets), np.nan), np.full(len(sets), np.inf)
+def _anchors(at, shared, precision, known):
+    """Groups of chains whose ln Z come from outside, and whether all ln Z are absolute.
+
+    An anchor is a group of conditions, those of them that are known, their ln Z and errors.
+    """
+    index, value, error = np.empty(0, dtype=int), np.empty(0), np.empty(0)
     if known is not None:
-        _match(sets, at, known, value, error)
-    bound = precision > 0
+        index, value, error = _match(at, *known)
     joined = connected(shared, _LINK)
-    free = [g for g in joined if not bound[g].any() and np.isnan(value[g]).all()]
+    anchors, free = [], []
+    for group in joined:
+        if not (precision[group] > 0).any():
+            here = np.isin(index, group)
+            if here.any():
+                anchors.append((group, index[here], value[here], error[here]))
+            else:
+                free.append(group)
     if free and len(joined) > 1:
         other = next(g for g in joined if g is not free[0])
         raise NotDeterminedError(_apart(at, free[0], other))
-    anchored = [g for g in joined if not bound[g].any() and not np.isnan(value[g]).all()]
-    return (
-        (anchored, [value[g] for g in anchored]),
-        [error[g] for g in anchored],
-        not free,
-    )
+    return anchors, not free
 
 
-def _match(sets, at, known, value, error) -> None:
-    conditions, log_z = known
-    if len(conditions) != np.size(log_z.value):
-        raise ValueError(
-            f"known has {len(conditions)} conditions and {np.size(log_z.value)} values of ln Z"
-        )
-    found = False
+def _match(at: Conditions, conditions: Conditions, log_z: Estimate):
+    """Sampled conditions whose ln Z is known, with values and errors."""
+    values, errors = np.ravel(log_z.value), np.ravel(log_z.error)
+    if len(conditions) != len(values):
+        raise ValueError(f"known has {len(conditions)} conditions and {len(values)} values of ln Z")
+    index, found = [], []
     for k in range(len(at)):
         same = (conditions.temperature - at.temperature[k]).abs() < 1e-9 * at.temperature[k]
         same &= ((conditions.mu - at.mu[k]).abs() < 1e-9).all(1)
         for j in torch.nonzero(same).ravel().tolist()[:1]:
-            found = True
-            value[k] = np.ravel(log_z.value)[j]
-            error[k] = max(float(np.ravel(log_z.error)[j]), 1e-6)
-    if not found:
+            index.append(k)
+            found.append(j)
+    if not index:
         raise ValueError(
             "known names no condition that was sampled; hand over ln Z at one of the conditions "
             f"of the configurations, such as {name(at[0])}"
         )
+    return np.array(index), values[found], np.maximum(errors[found], 1e-6)
 
 
 def _apart(at: Conditions, a: np.ndarray, b: np.ndarray) -> str:
@@ -311,7 +221,7 @@ def _apart(at: Conditions, a: np.ndarray, b: np.ndarray) -> str:
     )
 
 
-def _smooth(f, shared, n, measured, precision) -> np.ndarray:
+def _smooth(f, shared, measured, precision) -> np.ndarray:
     """Best linear combination of ratios and measurements, the start of the joint solution."""
     k = precision > 0
     if not k.any():

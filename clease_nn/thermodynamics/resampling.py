@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["bootstrap_factors", "chain_blocks"]
+from clease_nn.statistics import integrated_autocorrelation_time
+
+__all__ = ["bootstrap_factors", "chain_blocks", "common_blocks"]
 
 _BLOCK = 4.0  # length of a block in units of the autocorrelation time
 _FEWEST_BLOCKS = 4
+_FEWEST_COMMON = 16  # blocks that all chains of a run share
 
 
 def bootstrap_factors(
@@ -54,7 +57,9 @@ def bootstrap_factors(
     return weight if n_blocks == len(blocks) else weight[blocks]
 
 
-def chain_blocks(lengths: list[int], tau: float) -> tuple[np.ndarray, float]:
+def chain_blocks(
+    lengths: list[int], tau: float, fewest: int = _FEWEST_BLOCKS
+) -> tuple[np.ndarray, float]:
     """Blocks of rows of chains, laid one after another, and the inflation they need.
 
     Chains are cut into blocks of about four autocorrelation times; shorter chains are blocks of
@@ -67,11 +72,14 @@ def chain_blocks(lengths: list[int], tau: float) -> tuple[np.ndarray, float]:
         Rows of every chain.
     tau : float
         Integrated autocorrelation time, at least 1.
+    fewest : int
+        Fewer chains than this are cut shorter, so that there are so many blocks.
 
     Returns
     -------
     blocks : ndarray of int, shape (rows,)
     inflation : float
+        Factor on the variance of means over blocks.
 
     Examples
     --------
@@ -82,8 +90,8 @@ def chain_blocks(lengths: list[int], tau: float) -> tuple[np.ndarray, float]:
     """
     n = sum(lengths)
     length = 1 if tau < 1.05 else max(int(np.ceil(_BLOCK * tau)), 1)
-    if len(lengths) < _FEWEST_BLOCKS:
-        length = max(1, min(length, n // _FEWEST_BLOCKS))
+    if len(lengths) < fewest:
+        length = max(1, min(length, n // fewest))
     parts, start, cut = [], 0, False
     for rows in lengths:
         pieces = max(1, round(rows / length))
@@ -97,3 +105,34 @@ def chain_blocks(lengths: list[int], tau: float) -> tuple[np.ndarray, float]:
     rho = (tau - 1) / (tau + 1)
     missing = (tau - 1 / tau) * (1 - rho**mean_length) / (2 * mean_length)
     return blocks, 1.0 / (1.0 - min(missing, 0.9))
+
+
+def common_blocks(series: list[np.ndarray], tau: float) -> tuple[np.ndarray, float]:
+    """Blocks of time common to chains that exchange configurations.
+
+    What one chain of a parallel tempering run gives away a neighbour gets, so that their errors
+    are correlated, and a slow configuration comes back later. Blocks are cut through all chains
+    at the same times, about four autocorrelation times long, by the slower of single chains and
+    of sums over all of them.
+
+    Parameters
+    ----------
+    series : list of ndarray, shape (time, chains)
+        Observables of all chains.
+    tau : float
+        Autocorrelation time of single chains.
+
+    Returns
+    -------
+    blocks : ndarray of int, shape (time,)
+    inflation : float
+        As of :func:`chain_blocks`.
+    """
+    times = [tau]
+    for x in series:
+        scale = x.std(0)
+        moving = scale > 0
+        if moving.any():
+            together = ((x - x.mean(0))[:, moving] / scale[moving]).sum(1)
+            times.append(integrated_autocorrelation_time(together))
+    return chain_blocks([len(series[0])], max(times), _FEWEST_COMMON)
