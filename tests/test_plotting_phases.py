@@ -230,3 +230,16 @@ def test_bad_input_is_refused(ax):
     with pytest.raises(ValueError, match=r"position must have shape \(2,\)"):
         plotting.boundary_points(ax, estimate([1, 2]), estimate([1, 2, 3]), label="MC")
     assert not ax.lines
+
+
+def test_recipes_are_symbols_with_their_own_name(ax):
+    """Kinds that need not be lines are points with error bars, without shading or bands."""
+    b = gap(kind="common tangent", phases=("", ""))
+    plotting.phase_diagram(ax, diagram(gap(), b))
+    left, right = ax.containers
+    np.testing.assert_array_equal(left.lines[0].get_xdata(), b.composition.value[:, 0])
+    np.testing.assert_array_equal(right.lines[0].get_xdata(), b.composition.value[:, 1])
+    assert left.lines[0].get_linestyle() == "None"
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts == ["first-order", "common tangent", "two phases"]
+    assert {t.get_text() for t in ax.texts} == {"Cu-rich", "Au-rich"}

@@ -20,7 +20,7 @@ from clease_nn.cost import Cost, Route, cost_table
 from clease_nn.errors import NotDeterminedError
 from clease_nn.phases import Boundary, ChemicalPotentialLine, formation_hull
 from clease_nn.statistics import Estimate
-from clease_nn.thermodynamics import Averages, DensityOfStates, canonical
+from clease_nn.thermodynamics import Averages, DensityOfStates, canonical, compare
 
 matplotlib.use("Agg")
 
@@ -180,10 +180,17 @@ def test_curves_of_nothing_are_refused(ax):
 
 
 # ------------------------------------------------------------------ free energy
+def tangent(temperature, left, right):
+    """A common tangent, and one at a temperature that is not drawn."""
+    x = estimate([[left, right], [0.2, 0.3]])
+    t, mu = estimate([temperature, 77.0]), estimate([0.0, 0.0])
+    return Boundary("common tangent", ("", ""), t, mu, x, None, np.ones(2, bool))
+
+
 def test_free_energy_of_mixing_in_mev_per_site(ax, fixed):
     """Curves, bands of two errors and tangents are those of the data."""
     c = fixed
-    plotting.free_energy(ax, c, [1500, 600], species="Au", tangents={600: [(0.0, 0.5)]})
+    plotting.free_energy(ax, c, [1500, 600], species="Au", tangents=tangent(600, 0.0, 0.5))
     f = c.free_energy_of_mixing() * (1e3 / 8)
     order = np.argsort(c.composition[:, 0])
     curves = [x for x in ax.lines if len(x.get_xdata()) == 9]
@@ -193,8 +200,8 @@ def test_free_energy_of_mixing_in_mev_per_site(ax, fixed):
     assert len(bands) == 2
     high = (f.value + 2 * f.error)[2, order[4]]
     assert np.isclose(bands[0].get_paths()[0].vertices[:, 1], high).any()
-    [tangent] = [x for x in ax.lines if x.get_marker() == "|"]
-    np.testing.assert_allclose(tangent.get_ydata(), f.value[0, order[[0, 4]]])
+    [touching] = [x for x in ax.lines if x.get_marker() == "|"]
+    np.testing.assert_allclose(touching.get_ydata(), f.value[0, order[[0, 4]]])
     assert texts(ax) == ["1500 K", "600 K", "common tangent"]
     assert ax.get_ylabel() == "free energy of mixing (meV per site)"
 
@@ -208,12 +215,10 @@ def test_free_energy_leaves_out_what_is_not_determined(ax, fixed):
     assert [len(x.get_xdata()) for x in ax.lines[1:]] == [8, 8, 8]
     with pytest.raises(ValueError, match="700 K is none of the temperatures"):
         plotting.free_energy(ax, c, [700], species="Au")
-    with pytest.raises(ValueError, match="900 K is none of the temperatures"):
-        plotting.free_energy(ax, c, [600], species="Au", tangents={900: []})
     with pytest.raises(ValueError, match="'Ag' is none of"):
         plotting.free_energy(ax, c, species="Ag")
     with pytest.raises(ValueError, match="touches .* where nothing is determined"):
-        plotting.free_energy(ax, c, species="Au", tangents={600: [(0.5, 1.2)]})
+        plotting.free_energy(ax, c, species="Au", tangents=tangent(600, 0.5, 1.2))
     with pytest.raises(NotDeterminedError):
         plotting.free_energy(ax, replace(c, log_z=np.full_like(log_z, np.nan)), species="Au")
 
@@ -324,3 +329,57 @@ def test_energy_evaluations_are_drawn_likewise(ax):
         plotting.cost(ax, cost_table([free]), quantity="energy_evaluations")
     with pytest.raises(ValueError, match="quantity must be one of"):
         plotting.cost(ax, cost_table([NEURAL, CHAINS]), quantity="watts")
+
+
+# ------------------------------------------------------------------ comparison
+def shifted(averages, error):
+    """The averages with compositions off by an error."""
+    return Averages(
+        replace(a, composition=estimate(a.composition.value + error, error)) for a in averages
+    )
+
+
+def test_comparison_shows_differences_and_z(averages):
+    """Bars are one error long, z-scores stand below, temperatures are told apart."""
+    top, bottom = Figure().subplots(2, 1)
+    found = compare(shifted(averages, 0.01), averages)
+    plotting.comparison([top, bottom], found, "composition", against="mu_Au")
+    assert len(top.containers) == len(T)
+    data, _, (bars,) = top.containers[1].lines
+    np.testing.assert_allclose(data.get_ydata(), 0.01)
+    np.testing.assert_allclose(bars.get_segments()[2][:, 1], [0.0, 0.02], atol=1e-12)
+    np.testing.assert_allclose(data.get_xdata(), MU, atol=0.2 * 0.05)
+    z = [x.get_ydata() for x in bottom.lines if x.get_marker() == "o"]
+    np.testing.assert_allclose(z, 1.0)
+    assert "rms z 1.00 of 15" in bottom.texts[0].get_text()
+    assert bottom.get_xlabel() == r"$\mu_\mathrm{Au}$ (eV)"
+    assert top.get_ylabel() == "difference of\ncomposition (site fraction)"
+
+
+def test_comparison_leaves_out_what_is_not_determined(averages):
+    """NaN is no point; without errors the verdict is in words; nothing at all is refused."""
+    some = list(shifted(averages, 0.01))
+    some[0] = replace(some[0], composition=estimate([np.nan, np.nan], np.nan))
+    axes = Figure().subplots(2, 1)
+    plotting.comparison(
+        axes, compare(Averages(some), averages), "composition", against="temperature"
+    )
+    assert [len(c.lines[0].get_xdata()) for c in axes[0].containers] == [14]
+    assert axes[1].get_xlabel() == "temperature (K)"
+    plotting.comparison(axes, compare(averages, averages), "energy")
+    assert "equal" in [t.get_text() for t in axes[1].texts]
+    nothing = estimate(np.full(3, np.nan))
+    with pytest.raises(ValueError, match="no difference of value is determined"):
+        plotting.comparison(axes, compare(nothing, nothing), "value")
+
+
+def test_comparison_refuses_what_there_is_not(averages):
+    """Axes, quantity and coordinate are named."""
+    found = compare(averages, averages)
+    axes = Figure().subplots(2, 1)
+    with pytest.raises(ValueError, match="two axes, .* got 1"):
+        plotting.comparison(axes[:1], found, "energy")
+    with pytest.raises(ValueError, match="'colour' is none of log_z"):
+        plotting.comparison(axes, found, "colour")
+    with pytest.raises(ValueError, match="'x_Ag' is none of the coordinates temperature"):
+        plotting.comparison(axes, found, "energy", against="x_Ag")

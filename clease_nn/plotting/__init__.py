@@ -5,6 +5,7 @@ by the caller. Curves differ in marker or dashes as well as in colour. Error bar
 error, bands two; what is not determined (NaN) is left out.
 """
 
+from clease_nn.plotting.comparisons import comparison
 from clease_nn.plotting.costs import cost
 from clease_nn.plotting.curves import (
     correlation,
@@ -22,6 +23,7 @@ from clease_nn.plotting.training import training_curve
 
 __all__ = [
     "boundary_points",
+    "comparison",
     "condition_map",
     "correlation",
     "cost",

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from clease_nn.errors import NotDeterminedError
+from clease_nn.phases import Boundary
 from clease_nn.plotting.style import WIDE, clean, legend, light, styles
-from clease_nn.thermodynamics.canonical_averages import CanonicalAverages
+from clease_nn.thermodynamics import CanonicalAverages
 
 __all__ = ["free_energy"]
 
@@ -21,7 +22,7 @@ def free_energy(
     temperatures=None,
     *,
     species: str,
-    tangents: Mapping | None = None,
+    tangents: Boundary | None = None,
     pure_energies: Mapping[str, float] | None = None,
 ) -> Axes:
     """Free energy of mixing per site against composition at several temperatures.
@@ -38,9 +39,9 @@ def free_energy(
         K, those of ``canonical`` to draw. Default: all.
     species : str
         Whose share of the active sites is the horizontal axis.
-    tangents : mapping of temperature to pairs of float, optional
-        Shares of ``species`` that common tangents touch, for temperatures that are drawn:
-        ``{300.0: [(0.1, 0.5)]}``. Black lines from one to the other.
+    tangents : Boundary, optional
+        Of :func:`clease_nn.phases.common_tangent` for the same species: black lines between the
+        compositions it touches at the temperatures that are drawn.
     pure_energies : mapping of str to float, optional
         eV per site, as :meth:`~clease_nn.thermodynamics.CanonicalAverages.free_energy_of_mixing`
         takes them.
@@ -58,7 +59,8 @@ def free_energy(
     known = np.asarray(canonical.temperatures, dtype=float)
     chosen = known if temperatures is None else np.atleast_1d(np.asarray(temperatures, float))
     rows = [_row(known, t) for t in chosen]
-    lines = {_row(chosen, t): pairs for t, pairs in (tangents or {}).items()}
+    touched = [] if tangents is None else tangents.composition.value
+    at_t = np.array([] if tangents is None else tangents.temperature.value)
     x = canonical.composition[:, canonical.species.index(species)]
     if len(np.unique(x.round(9))) < len(x):
         raise ValueError(
@@ -80,15 +82,14 @@ def free_energy(
             ax.fill_between(at, low - width, low + width, color=light(colour[:3]), lw=0, zorder=1)
         name = f"{t:g} K"
         handles += ax.plot(at, low, color=colour, marker=marker, ms=3.5, lw=1.4, label=name)
-        for pair in lines.get(k, ()):
-            ends = np.asarray(pair, dtype=float)
+        for ends in (touched[i] for i in np.flatnonzero(np.abs(at_t - t) < 1e-6)):
             if not (len(at) and at[0] - 1e-9 <= ends.min() and ends.max() <= at[-1] + 1e-9):
                 raise ValueError(
-                    f"a tangent at {t:g} K touches {ends.tolist()}, where nothing is determined"
+                    f"a tangent at {t:g} K touches x = {ends.tolist()}, where nothing is determined"
                 )
             touch = np.interp(ends, at, low)
             ax.plot(ends, touch, color="black", lw=1.1, marker="|", ms=9, zorder=4)
-    if lines:
+    if len(at_t):
         style = {"color": "black", "lw": 1.1, "marker": "|", "ms": 9}
         handles.append(Line2D([], [], label="common tangent", **style))
     legend(ax, handles)

@@ -159,8 +159,8 @@ def heat_capacity_map(
                 capsize=2,
             )
             drawn.lines[0].set_path_effects(outline)
-        phases = " / ".join(dict.fromkeys(b.phases))
-        drawn.set_label(f"{b.kind}, {phases}")
+        phases = " / ".join(dict.fromkeys(p for p in b.phases if p))
+        drawn.set_label(f"{b.kind}, {phases}" if phases else b.kind)
     legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return ax
 

@@ -31,6 +31,7 @@ _KINDS = {
     "heat-capacity maximum": (VERMILION, "s", (0, (5, 2))),
     "susceptibility maximum": ("#CC79A7", "D", (0, (2, 1.5))),
 }
+_OTHERS = (("#E69F00", "v"), ("#000000", "P"), ("#56B4E9", "<"), ("#009E73", ">"))
 _ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
 _TIES = 6  # tie lines shown of a boundary
 
@@ -49,6 +50,9 @@ def phase_diagram(
     composition, regions of two phases are shaded and crossed by tie lines. Parts of a boundary
     that a third phase undercuts (``stable`` false) are thin and dotted, without a band; points
     that are NaN are left out. Where nothing is determined the axes say why.
+
+    Boundaries of other kinds (the published recipes of :mod:`clease_nn.phases.published`) are
+    symbols with error bars of one standard error: what they give need not be a line.
 
     Parameters
     ----------
@@ -89,12 +93,17 @@ def phase_diagram(
         say(ax, f"no boundary is determined:\n{why}")
         return ax
     draw = _draw_in_composition if against == "composition" else _draw_in_mu
-    fields = [f for b in seen for f in draw(ax, b, diagram.points)]
+    lines = [b for b in seen if b.kind in _KINDS]
+    fields = [f for b in lines for f in draw(ax, b, diagram.points)]
+    recipes = tuple(dict.fromkeys(b.kind for b in seen if b.kind not in _KINDS))
+    for b in seen:
+        if b.kind in recipes:
+            _draw_symbols(ax, b, against, *_OTHERS[recipes.index(b.kind) % len(_OTHERS)])
     for point in diagram.points:
         _draw_point(ax, point, against)
     _limits(ax, seen, diagram.points, against)
     texts = {p: (names or {}).get(p, p) for p in diagram.phases}
-    place_names(ax, fields, texts, _regions(seen, diagram.points, against))
+    place_names(ax, fields, texts, _regions(lines, diagram.points, against))
     _name_lines(ax, seen, diagram.points, against)
     return ax
 
@@ -252,6 +261,11 @@ def _dotted(ax: Axes, b: Boundary, column) -> None:
         ax.plot(x[near], b.temperature.value[near], color="0.55", lw=0.8, ls=":", zorder=1.5)
 
 
+def _sides(b: Boundary) -> tuple[str, str]:
+    """Phases left and right; a line within one phase bounds none."""
+    return b.phases if b.phases[0] != b.phases[1] else ("", "")
+
+
 def _draw_in_composition(ax: Axes, b: Boundary, points):
     out = []
     first_order = b.kind == "first-order"
@@ -267,7 +281,7 @@ def _draw_in_composition(ax: Axes, b: Boundary, points):
             ends = b.composition.value[run[shown]]
             ax.hlines(b.temperature.value[run[shown]], *ends.T, color="0.7", lw=0.7, zorder=1)
         out += [
-            (b.phases[side], *lines[side if first_order else 0], -1 if side == 0 else 1)
+            (_sides(b)[side], *lines[side if first_order else 0], -1 if side == 0 else 1)
             for side in (0, 1)
         ]
     return out
@@ -278,8 +292,22 @@ def _draw_in_mu(ax: Axes, b: Boundary, points):
     _dotted(ax, b, None)
     for run in _runs(_determined(b) & np.asarray(b.stable, bool)):
         line = _line(ax, b, run, points, None)
-        out += [(b.phases[0], *line, -1), (b.phases[1], *line, 1)]
+        out += [(name, *line, side) for name, side in zip(_sides(b), (-1, 1), strict=True)]
     return out
+
+
+def _draw_symbols(ax: Axes, b: Boundary, against: str, colour: str, marker: str) -> None:
+    shown = _determined(b) & np.asarray(b.stable, bool)
+    t = b.temperature[shown]
+    columns = [b.mu] if against == "mu" else [b.composition[:, s] for s in (0, 1)]
+    if against == "composition" and np.array_equal(columns[0].value, columns[1].value, True):
+        columns = columns[:1]
+    label = b.kind
+    for x in columns:
+        bars = {"xerr": _or_none(x.error[shown]), "yerr": _or_none(t.error), "capsize": 2}
+        style = {"color": colour, "marker": marker, "ls": "", "ms": 4.5, "lw": 1, "zorder": 3}
+        ax.errorbar(x.value[shown], t.value, label=label, **bars, **style)
+        label = None
 
 
 def _draw_point(ax: Axes, p: ThreePhasePoint, against: str) -> None:
@@ -336,6 +364,8 @@ def _name_lines(ax: Axes, boundaries, points, against: str) -> None:
         if any(b.kind == kind for b in boundaries):
             style = {"color": colour, "marker": marker, "ls": dashes, "ms": 3.5, "lw": 1.6}
             handles.append(Line2D([], [], label=kind, **style))
+    found, names = ax.get_legend_handles_labels()
+    handles += dict(zip(names, found, strict=True)).values()
     if points:
         ls = "" if against == "mu" else "-"
         handles.append(Line2D([], [], color=GREEN, marker="D", ls=ls, ms=4, label="three phases"))
