@@ -28,6 +28,8 @@ GAP = SemiGrandCanonical(ising_energy(LATTICE, 0.02))
 STATES = GAP.enumerate(LATTICE)
 DOS = DensityOfStates.exact(STATES)
 LINE = ChemicalPotentialLine.exchange(LATTICE, "Au", "Cu")
+FEW = Lattice.square(4, 3)
+SMALL = DensityOfStates.exact(SemiGrandCanonical(ising_energy(FEW, 0.02)).enumerate(FEW))
 T = np.linspace(200, 800, 7)
 
 
@@ -41,7 +43,7 @@ def grid(temperatures, t):
 def test_the_greatest_jump_of_a_symmetric_gap_is_at_zero():
     """Below the critical point the composition jumps in the middle, from poor to rich."""
     t = np.linspace(-0.05, 0.05, 10)
-    found = greatest_composition_jump(DOS.averages(grid(T, t)), LINE)
+    found = greatest_composition_jump(SMALL.averages(grid(T, t)), LINE)
     np.testing.assert_allclose(found.temperature.value, T)
     np.testing.assert_allclose(found.mu.value, 0.0, atol=1e-9)
     np.testing.assert_allclose(found.mu.error, (t[1] - t[0]) / 2)
@@ -53,7 +55,7 @@ def test_the_greatest_jump_of_a_symmetric_gap_is_at_zero():
 
 def test_a_window_moves_the_jump():
     """The recipe looks within its window only, and tells of temperatures without data there."""
-    c = DOS.averages(grid(T, np.linspace(-0.05, 0.05, 11)[3:]))
+    c = SMALL.averages(grid(T, np.linspace(-0.05, 0.05, 11)[3:]))
     found = greatest_composition_jump(c, LINE, (0.015, 0.06))
     np.testing.assert_allclose(found.mu.value, 0.025, atol=1e-9)
     empty = greatest_composition_jump(c, LINE, (0.045, 0.06))
@@ -63,7 +65,7 @@ def test_a_window_moves_the_jump():
 
 def test_the_direction_of_the_line_does_not_matter():
     """Compositions are those of the line's species, ascending, either way."""
-    c = DOS.averages(grid(T[:3], np.linspace(-0.05, 0.05, 10)))
+    c = SMALL.averages(grid(T[:3], np.linspace(-0.05, 0.05, 10)))
     back = ChemicalPotentialLine("Au", [0.0, -1.0], [0.0, 0.0], "minus mu_Au (eV)")
     a, b = greatest_composition_jump(c, LINE), greatest_composition_jump(c, back)
     np.testing.assert_allclose(a.mu.value, -b.mu.value, atol=1e-9)
@@ -75,8 +77,8 @@ def test_the_peak_on_the_grid_brackets_the_maximum():
     """Exact data: the true maximum lies between the neighbours, the parabola is closer."""
     t = np.array([0.0, 0.01])
     temperatures = np.arange(300.0, 901.0, 40.0)
-    averages = DOS.averages(grid(temperatures, t))
-    exact = heat_capacity_maxima(DOS, LINE, t, (300, 900)).temperature.value
+    averages = SMALL.averages(grid(temperatures, t))
+    exact = heat_capacity_maxima(SMALL, LINE, t, (300, 900)).temperature.value
     coarse = heat_capacity_peak(averages, LINE)
     fine = heat_capacity_peak(averages, LINE, parabola=True)
     np.testing.assert_allclose(coarse.mu.value, t)
@@ -89,7 +91,7 @@ def test_the_peak_on_the_grid_brackets_the_maximum():
 def test_a_parabola_is_found_exactly_with_the_errors_of_its_points():
     """Three points of a parabola; the error is that of repeated noise."""
     grid_t = np.array([400.0, 450.0, 520.0])
-    [a] = DOS.averages(LINE.at(400.0, 0.0))
+    [a] = SMALL.averages(LINE.at(400.0, 0.0))
     exact = 1.0 - 1e-5 * (grid_t - 460.0) ** 2
 
     def peak(values, error=0.001):
@@ -101,13 +103,13 @@ def test_a_parabola_is_found_exactly_with_the_errors_of_its_points():
 
     assert peak(exact).value[0] == pytest.approx(460.0)
     rng = np.random.default_rng(1)
-    tops = [peak(exact + 0.001 * rng.normal(size=3)).value[0] for _ in range(800)]
-    assert np.std(tops) / peak(exact).error[0] == pytest.approx(1.0, abs=0.1)
+    tops = [peak(exact + 0.001 * rng.normal(size=3)).value[0] for _ in range(500)]
+    assert np.std(tops) / peak(exact).error[0] == pytest.approx(1.0, abs=0.15)
 
 
 def test_a_peak_at_the_end_of_the_grid_is_none():
     """The largest value at an end says nothing about a maximum."""
-    found = heat_capacity_peak(DOS.averages(grid([600.0, 700.0, 800.0], [0.0])), LINE)
+    found = heat_capacity_peak(SMALL.averages(grid([600.0, 700.0, 800.0], [0.0])), LINE)
     assert np.isnan(found.temperature.value).all() and "end 600 K" in found.reason
 
 
@@ -148,7 +150,7 @@ def tangent_of_samples(seed, states=STATES, dos=DOS, n=8000):
     q = p / share[counts]
     q /= q.sum()
     pick = rng.choice(len(p), size=n, p=q)
-    bootstrap = rng.multinomial(n, np.full(n, 1 / n), 60).T.astype(np.float32)
+    bootstrap = rng.multinomial(n, np.full(n, 1 / n), 50).T.astype(np.float32)
     log_g = -np.log(n * q[pick])
     sample = DensityOfStates(
         LATTICE,
@@ -165,13 +167,13 @@ def test_errors_of_the_tangent_cover():
     """The slope of sampled free energies agrees with symmetry within its error."""
     exact = common_tangent(canonical(DOS, [750.0]), "Au", min_width=0.3)
     z = []
-    for seed in range(40):
+    for seed in range(24):
         found = tangent_of_samples(seed)
         assert len(found.mu) == 1
         z.append(found.mu.z(0.0)[0])
         off = np.abs(found.composition.value - exact.composition.value)
         assert (off < 4.5 * np.hypot(found.composition.error, 1 / 16)).all()
-    assert np.abs(z).max() < 4.5 and 0.7 < np.std(z) < 1.35
+    assert np.abs(z).max() < 4.5 and 0.6 < np.std(z) < 1.5
 
 
 def test_compositions_without_data_are_told():
@@ -281,7 +283,7 @@ def test_averages_must_lie_on_the_line(recipe):
     """Empty data, other species and other lines are refused."""
     with pytest.raises(ValueError, match="no averages"):
         recipe(Averages(), LINE)
-    c = DOS.averages(grid([400.0], [0.0, 0.1]))
+    c = SMALL.averages(grid([400.0], [0.0, 0.1]))
     foreign = ChemicalPotentialLine("Ag", [0.0, 1.0], [0.0, 0.0], "mu_Ag (eV)")
     with pytest.raises(ValueError, match="none of"):
         recipe(c, foreign)
@@ -295,4 +297,4 @@ def test_averages_must_lie_on_the_line(recipe):
 def test_an_empty_window_is_refused():
     """low < high."""
     with pytest.raises(ValueError, match="window"):
-        greatest_composition_jump(DOS.averages(grid([400.0], [0.0, 0.1])), LINE, (0.1, 0.1))
+        greatest_composition_jump(SMALL.averages(grid([400.0], [0.0, 0.1])), LINE, (0.1, 0.1))
