@@ -306,7 +306,8 @@ def excitation_log_z(
     """
     ground = np.asarray(occupations, dtype=np.int8)
     if ground.shape != (lattice.n_sites,) or not (
-        (ground >= 0).all() and lattice.allowed[np.arange(lattice.n_sites), ground].all()
+        ((ground >= 0) & (ground < lattice.n_species)).all()
+        and lattice.allowed[np.arange(lattice.n_sites), ground].all()
     ):
         raise ValueError(f"occupations must be {lattice.n_sites} allowed species")
     site, species = np.nonzero(lattice.allowed)
