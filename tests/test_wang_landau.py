@@ -14,7 +14,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.errors import NotDeterminedError
 from clease_nn.hosts.mchammer import energy, lattice, wang_landau
-from clease_nn.thermodynamics import DensityOfStates
+from clease_nn.thermodynamics import DensityOfStates, canonical, compare
 
 SHORT = {"fill_factor_limit": 1e-3, "flatness_check_interval": 200, "progress": False}
 HALF = [[4, 4]]
@@ -40,13 +40,20 @@ def test_swaps_agree_with_enumeration(gold):
     dos = wang_landau(atoms, calculator, 0.03, n_runs=5, **SHORT)
     at = Conditions.grid([400.0, 1200, 3000], [[0, 0.0], [0, 0.1], [0, -0.1]])
     assert dos.determined(at).all()
-    for a, b in zip(dos.averages(at), exact.averages(at), strict=True):
+    found = dos.averages(at)
+    for a, b in zip(found, exact.averages(at), strict=True):
         # |t| of 4 degrees of freedom is above 20 with a probability of 4e-5
         for name, floor in {"log_z": 1e-5, "energy": 1e-6, "heat_capacity": 1e-8}.items():
             x, y = getattr(a, name), getattr(b, name).value
             assert abs(x.value - y) < 20 * x.error + floor
             assert x.error < 0.02 * (abs(y) + 1e-3)
         assert np.abs(a.composition.value - b.composition.value).max() < 1e-3
+        assert a.ess > 200 and 0 < a.energy.ness <= 1
+    # F(T, N) at every composition
+    t = [400.0, 1200.0]
+    difference = compare(canonical(dos, t), canonical(exact, t))["free_energy"].difference
+    assert (np.abs(difference.value) < 20 * difference.error + 1e-6).all()
+    assert np.abs(difference.value).max() < 1e-3
 
 
 def test_weights_count_the_configurations(gold):

@@ -280,6 +280,10 @@ class DensityOfStates:
         square = w**2 if self.inefficiency is None else w**2 * self.inefficiency
         return float(1.0 / square.sum())
 
+    def _ness(self, ess: float) -> float:
+        """Share of effective states; a state that stands for many samples counts once."""
+        return nan if self.is_exact else min(ess / len(self), 1.0)
+
     def ess(self, conditions: Conditions) -> np.ndarray:
         """Effective number of states behind each condition, shape (conditions,).
 
@@ -304,10 +308,19 @@ class DensityOfStates:
             f"{name(condition)}: {ess:.1f} effective of {len(self)} samples (need "
             f"{_FEWEST:.0f}): the data do not overlap with this condition. "
         )
-        if self.sampled is not None and len(self.sampled):
-            near = self.sampled[int(np.argmin(_distance(self.sampled, condition)))]
-            text += f"The nearest sampled is {name(near)}. "
-        raise NotDeterminedError(text + "Remedy: sample there, or at conditions on the way to it")
+        if self.sampled is None or not len(self.sampled):
+            raise NotDeterminedError(text + "Remedy: sample there")
+        from clease_nn.thermodynamics.overlap import where_to_sample
+
+        near = self.sampled[int(np.argmin(_distance(self.sampled, condition)))]
+        way = where_to_sample(self, condition)
+        listed = "; ".join(name(way[k]) for k in range(min(len(way), 4)))
+        if len(way) > 4:
+            listed += f"; and {len(way) - 4} more on the way there"
+        raise NotDeterminedError(
+            f"{text}The nearest sampled is {name(near)}. Remedy: sample at {listed} "
+            "(where_to_sample proposes conditions)"
+        )
 
     # ------------------------------------------------------------------ many conditions
     def log_z(self, conditions: Conditions) -> Estimate:
@@ -326,7 +339,7 @@ class DensityOfStates:
         ones = np.zeros((len(self), 0))
         parts = [self.moments(ones, conditions[k]) for k in range(len(conditions))]
         return stack(
-            [Estimate(m.log_z, _spread(m.log_z_replicas), m.ess / len(self)) for m in parts]
+            [Estimate(m.log_z, _spread(m.log_z_replicas), self._ness(m.ess)) for m in parts]
         )
 
     def mean(self, values, conditions: Conditions) -> Estimate:
@@ -341,7 +354,7 @@ class DensityOfStates:
         for k in range(len(conditions)):
             m = self.moments(values, conditions[k])
             e = m.estimate()
-            out.append(Estimate(e.value, e.error, m.ess / len(self)))
+            out.append(Estimate(e.value, e.error, self._ness(m.ess)))
         return stack(out)
 
     def histogram(self, values, edges, conditions: Conditions) -> Histogram:
@@ -420,15 +433,16 @@ class DensityOfStates:
             "count_covariance": cov[1:, 1:],
             "heat_capacity": cov[0, 0] / (kB * temperature**2),
         }
-        out = {key: Estimate(e.value, e.error, ness) for key, e in out.items()}
+        share = self._ness(m.ess)
+        out = {key: Estimate(e.value, e.error, share) for key, e in out.items()}
         if self.absolute:
-            log_z = Estimate(m.log_z, _spread(m.log_z_replicas), ness)
+            log_z = Estimate(m.log_z, _spread(m.log_z_replicas), share)
             s = m.log_z + (m.mean[0] + centre[0]) / kT
             s_error = _spread(m.log_z_replicas + m.replicas[:, 0] / kT)
             out |= {
                 "log_z": log_z,
                 "grand_potential": log_z * -kT,
-                "entropy": Estimate(s, s_error, ness) * kB,
+                "entropy": Estimate(s, s_error, share) * kB,
             }
         return ConditionAverages(
             temperature=temperature,
