@@ -103,7 +103,7 @@ def test_errors_of_samples_are_calibrated(ising):
     exact = canonical(DensityOfStates.exact(ising), T)
     rng = np.random.default_rng(1)
     scores = {k: [] for k in ("free_energy", "energy", "entropy", "heat_capacity", "mu", "mixing")}
-    for _ in range(24):
+    for _ in range(20):
         found = canonical(drawn(ising, even(ising, T), 6000, rng), T)
         well = (found.ess > 250) & np.isfinite(found.ess)
         assert well.sum() > 20
@@ -190,6 +190,17 @@ def test_single_configurations_of_sublattices_are_exact():
     single = np.isinf(found.ess[0])
     assert single.sum() == 4
     assert all(set(n) <= {0, 4} for n in found.counts[single].tolist())
+
+
+def test_single_levels_do_not_fluctuate(ising):
+    """One atom of the other kind: 16 configurations of one energy, known without error."""
+    found = canonical(drawn(ising, even(ising, T), 3000, np.random.default_rng(6)), T)
+    one = found.at_composition({"Au": 1 / 16})
+    assert (one.energy.value == -0.64 + 8 * 0.02).all() and (one.energy.error == 0).all()
+    assert (one.heat_capacity.value == 0).all() and (one.heat_capacity.error == 0).all()
+    assert (one.free_energy.error > 0).all()
+    exact = canonical(DensityOfStates.exact(ising), T).at_composition({"Au": 1 / 16})
+    assert (one.energy.z(exact.energy.value) == 0).all()
 
 
 def test_mixing_is_relative_to_the_pure_ends(states):

@@ -92,7 +92,7 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
             reasons.append(f"{title}: never sampled")
             continue
         if dos.absolute and _single_configuration(dos, rows[0]):
-            energy[:, m] = dos.energy[rows[0]]
+            energy[:, m] = _levels(dos, rows[:1])
             log_z[:, m] = -energy[:, m] / kT
             variance[:, m] = 0.0
             ess[:, m] = np.inf
@@ -104,7 +104,7 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
         if poor.any():
             log_z[poor, m] = energy[poor, m] = variance[poor, m] = nan
             reasons.append(f"{title}: {_too_few(t[poor], ess[poor, m])}")
-    ness = nan if dos.is_exact else np.where(np.isinf(ess), nan, ess / len(dos))
+    ness = nan if dos.is_exact else np.where(np.isinf(ess), nan, np.minimum(ess / len(dos), 1.0))
     d = None if dos.is_exact else deviations
     scale = 1.0 / (kB * t[:, None] ** 2)
     return CanonicalAverages(
@@ -127,7 +127,7 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
 
 def _project(dos: DensityOfStates, rows: np.ndarray, kT: np.ndarray):
     """ln Z, <E>, Var(E) and effective states of some rows, (T,) each, and their deviations."""
-    e, log_g = dos.energy[rows], dos.log_g[rows]
+    e, log_g = _levels(dos, rows), dos.log_g[rows]
     tau = 1.0 if dos.inefficiency is None else dos.inefficiency[rows]
     r = None if dos.is_exact else dos.replicas[rows]
     n_t = len(kT)
@@ -142,7 +142,7 @@ def _project(dos: DensityOfStates, rows: np.ndarray, kT: np.ndarray):
         total = w.sum(1)
         w /= total[:, None]
         log_z[s] = top + np.log(total)
-        mean[s] = w @ e
+        mean[s] = e[0] + w @ (e - e[0])
         d = e - mean[s, None]
         variance[s] = (w * d**2).sum(1)
         ess[s] = np.inf if r is None else 1.0 / (w**2 * tau).sum(1)
@@ -158,6 +158,11 @@ def _project(dos: DensityOfStates, rows: np.ndarray, kT: np.ndarray):
         deviations[:, s] = np.log(share), first, (second - first**2) / shrink[:, None]
         variance[s] /= shrink
     return log_z, mean, variance, ess, deviations
+
+
+def _levels(dos: DensityOfStates, rows: np.ndarray) -> np.ndarray:
+    """Energies of states, equal where they differ by rounding: one level has no variance."""
+    return np.round(dos.energy[rows], 12)
 
 
 def _binary_compositions(lattice: Lattice) -> np.ndarray:
