@@ -33,6 +33,7 @@ from clease_nn.thermodynamics.long_range import (
     order_parameter,
 )
 from clease_nn.thermodynamics.mixture import density_of_states
+from clease_nn.thermodynamics.overlap import overlap, where_to_sample
 from clease_nn.thermodynamics.response import (
     ThermodynamicFactor,
     constant_composition_heat_capacity,
@@ -78,7 +79,9 @@ __all__ = [
     "long_range_order",
     "mean",
     "order_parameter",
+    "overlap",
     "pair_densities",
     "short_range_order",
     "thermodynamic_factor",
+    "where_to_sample",
 ]

@@ -15,7 +15,7 @@ from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
 
-__all__ = ["density_of_states"]
+__all__ = ["density_of_states", "start", "states_of"]
 
 _LINK = 4.0  # effective samples that two groups of conditions must share: ln Z to 0.5
 
@@ -60,11 +60,11 @@ def density_of_states(
     pool = Pool([c] if isinstance(c, Configurations) else list(c))
     sets, at = pool.sets, pool.conditions
     weight = pool.of_rows([s.effective * s.weight for s in sets])
-    model, state = _likelihood(pool, weight)
+    model, state = states_of(pool)
     measured = np.array([s.log_z for s in sets])
     precision = np.array([0.0 if np.isnan(s.log_z) else s.precision for s in sets])
 
-    f = model.ratios(_start(pool))
+    f = model.ratios(start(pool))
     shared = model.shared(f, model.effective) * np.outer(model.effective, model.effective)
     anchors, absolute = _anchors(at, shared, precision, known)
     f = _smooth(f, shared, measured, precision)
@@ -100,8 +100,9 @@ def density_of_states(
     )
 
 
-def _likelihood(pool: Pool, weight: np.ndarray) -> tuple[MultistateLikelihood, np.ndarray]:
+def states_of(pool: Pool) -> tuple[MultistateLikelihood, np.ndarray]:
     """One state for all rows of one energy and composition, and the state of every row."""
+    weight = pool.of_rows([s.effective * s.weight for s in pool.sets])
     key = np.concatenate([np.round(pool.energy, 9)[:, None], pool.counts], 1)
     _, first, state = np.unique(key, axis=0, return_index=True, return_inverse=True)
     # states in the order of the sets: neighbours share conditions, which the chunks exploit
@@ -134,7 +135,7 @@ def _summed(weight: np.ndarray, factors: np.ndarray, state: np.ndarray) -> np.nd
 
 
 # ------------------------------------------------------------------ ln Z
-def _start(pool: Pool) -> np.ndarray:
+def start(pool: Pool) -> np.ndarray:
     """ln Z of weighted draws; of chains by the trapezoidal rule from the nearest one known."""
     f = np.array([s.log_z for s in pool.sets])
     beta, mu = pool.conditions.beta[:, None], pool.conditions.mu
