@@ -20,6 +20,7 @@ def place_names(
     sides: Sequence[tuple[str, np.ndarray, np.ndarray, int]],
     texts: Mapping[str, str],
     regions: Sequence[np.ndarray] = (),
+    symbols: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> None:
     """Write each phase's name where its field has most room, upright where it is narrow.
 
@@ -36,6 +37,8 @@ def place_names(
         Text of every phase; empty for none.
     regions : sequence of ndarray, shape (corners, 2)
         Polygons (position, temperature) that belong to no phase.
+    symbols : sequence of (positions, temperatures)
+        Points that no name should cover.
     """
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     x, y = (
@@ -58,11 +61,15 @@ def place_names(
     for _, temperature, position, _ in sides:
         wall[pixels(*_dense(position, temperature))] = True
     free &= ~binary_dilation(wall, iterations=1)
+    taken = np.zeros_like(free)
+    for position, temperature in symbols:
+        taken[pixels(position, temperature)] = True
+    taken = binary_dilation(taken, iterations=3)
     owner = _owners(free, _voters(sides, pixels, free, list(texts)))
     for k, (phase, text) in enumerate(texts.items()):
         if not text:
             continue
-        at = _roomiest(owner == k, text, *_size_in_points(ax))
+        at = _roomiest((owner == k) & ~taken, text, *_size_in_points(ax))
         if at is not None:
             row, column, turned = at
             _write(ax, x[column], y[row], text, turned)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import Normal, Stroke
 
 from clease_nn.phases import Boundary, ChemicalPotentialLine
-from clease_nn.plotting.style import VERMILION, edges, legend, mathematical, say, values_of
+from clease_nn.plotting.style import VERMILION, above, edges, legend, mathematical, say, values_of
 from clease_nn.thermodynamics import Averages
 
 __all__ = ["condition_map", "heat_capacity_map", "ness_map"]
@@ -161,7 +161,7 @@ def heat_capacity_map(
             drawn.lines[0].set_path_effects(outline)
         phases = " / ".join(dict.fromkeys(p for p in b.phases if p))
         drawn.set_label(f"{b.kind}, {phases}" if phases else b.kind)
-    legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    legend(ax, **{**above(ax), "ncols": 1})
     return ax
 
 

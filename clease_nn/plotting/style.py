@@ -113,7 +113,15 @@ def legend(ax: Axes, handles=None, **where) -> None:
     """A legend without frame, where there is anything to name."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
-        ax.legend(handles=handles, frameon=False, fontsize="small", **where)
+        ax.legend(handles=handles, **{"frameon": False, "fontsize": "small", **where})
+
+
+def above(ax: Axes) -> dict:
+    """Where a legend of many entries goes: above the axes, in columns that fit their width."""
+    where = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "columnspacing": 1.2}
+    if 72 * ax.get_position().width * ax.figure.get_size_inches()[0] > 250:
+        return {**where, "ncols": 3}
+    return {**where, "ncols": 2, "fontsize": 7, "handlelength": 1.6}
 
 
 def say(ax: Axes, text: str) -> None:
