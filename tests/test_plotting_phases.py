@@ -203,7 +203,7 @@ def test_an_empty_diagram_says_why(ax):
 
 
 def test_points_of_another_calculation_lie_on_top(ax):
-    """Open symbols with error bars, in the legend, NaN left out of nothing else."""
+    """Open symbols with error bars; each name joins the legend, a NaN end leaves the other."""
     plotting.phase_diagram(ax, diagram(gap()))
     x = np.array([[0.1, 0.9], [0.2, np.nan]])
     plotting.boundary_points(ax, estimate([400, 500], 10), estimate(x, 0.02), label="CLEASE")
@@ -213,6 +213,11 @@ def test_points_of_another_calculation_lie_on_top(ax):
     assert high.has_xerr and high.has_yerr
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
     assert texts == ["first-order", "two phases", "CLEASE"]
+    more = estimate([[0.3, 0.7]], 0.02)
+    plotting.boundary_points(ax, estimate([550]), more, label="_")
+    plotting.boundary_points(ax, estimate([560]), more, label="icet", marker="v")
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts == ["first-order", "two phases", "CLEASE", "icet"]
 
 
 def test_bad_input_is_refused(ax):

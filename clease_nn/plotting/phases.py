@@ -130,7 +130,7 @@ def boundary_points(
         Compositions, or eV along the line of chemical potentials; two columns are both ends of
         tie lines. NaN is left out.
     label : str
-        For the legend.
+        For the legend; none for an empty one or one that begins with an underscore.
     colour, marker : str
         Of matplotlib.
 
@@ -148,25 +148,14 @@ def boundary_points(
         np.isfinite(x.value) & np.isfinite(t.value.reshape(-1, *[1] * (x.value.ndim - 1)))
     ).any():
         raise ValueError(f"all {n} points of {label!r} are NaN; there is nothing to draw")
-    old = ax.get_legend()
-    handles = list(old.legend_handles) if old is not None else []
+    style = {"ls": "", "color": colour, "marker": marker, "mfc": "white", "ms": 5.5}
     for value, error in zip(*columns, strict=True):
-        drawn = ax.errorbar(
-            value,
-            t.value,
-            xerr=or_none(error),
-            yerr=or_none(t.error),
-            ls="",
-            color=colour,
-            marker=marker,
-            mfc="white",
-            ms=5.5,
-            capsize=2,
-            lw=1,
-            zorder=6,
-        )
-    drawn.set_label(label)
-    legend(ax, [*handles, drawn], **above(ax))
+        bars = {"xerr": or_none(error), "yerr": or_none(t.error), "capsize": 2, "lw": 1}
+        ax.errorbar(value, t.value, zorder=6, **bars, **style)
+    if label and not label.startswith("_"):
+        old = ax.get_legend()
+        handles = [] if old is None else list(old.legend_handles)
+        legend(ax, [*handles, Line2D([], [], label=label, **style)], **above(ax))
     return ax
 
 
