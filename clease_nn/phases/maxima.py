@@ -121,7 +121,9 @@ def susceptibility_maxima(
     """Temperature of the maximum of ``Var(N)/(n_sites kT)``, N of the line's species.
 
     The susceptibility of the composition, ``dx/dt``, shows the end of a miscibility gap; order
-    at constant composition does not show in it. Otherwise as :func:`heat_capacity_maxima`.
+    at constant composition does not show in it. At coexistence itself a finite cell visits both
+    phases, so that the variance keeps growing on cooling and there is no maximum: look beside
+    it. Otherwise as :func:`heat_capacity_maxima`.
 
     Parameters
     ----------
