@@ -16,7 +16,7 @@ from clease_nn.errors import NotDeterminedError
 from clease_nn.hosts.mchammer import energy, lattice, wang_landau
 from clease_nn.thermodynamics import DensityOfStates, canonical, compare
 
-SHORT = {"fill_factor_limit": 1e-3, "flatness_check_interval": 200, "progress": False}
+SHORT = {"fill_factor_limit": 4e-3, "flatness_check_interval": 200, "progress": False}
 HALF = [[4, 4]]
 
 
@@ -77,13 +77,13 @@ def test_errors_are_those_of_the_scatter(gold):
     at = Conditions([300.0], [[0.0, 0.0]])
     half = exact.restricted((exact.counts == HALF[0]).all(1)).log_z(at).value
     z = []
-    for seed in range(10):
-        dos = wang_landau(atoms, calculator, 0.01, compositions=HALF, n_runs=8, seed=seed,
+    for seed in range(8):
+        dos = wang_landau(atoms, calculator, 0.01, compositions=HALF, n_runs=6, seed=seed,
                           fill_factor_limit=0.05, flatness_check_interval=200,
                           progress=False)  # fmt: skip
         z.append(float(dos.log_z(at).z(half)[0]))
-    # t of 7 degrees of freedom: rms 1.18; 10 values: chi-square tails of 1e-4
-    assert 0.4 < np.sqrt(np.mean(np.square(z))) < 2.4
+    # t of 5 degrees of freedom, rms 1.29; 8 values
+    assert 0.3 < np.sqrt(np.mean(np.square(z))) < 3.5
 
 
 def test_flips_find_all_compositions(gold):
