@@ -11,13 +11,14 @@ from toys import random_expansion, two_sublattices
 from weighted_states import assert_standard, drawn, even, mixture
 
 from clease_nn.conditions import Conditions
+from clease_nn.configurations import Configurations
 from clease_nn.energies.ising import ising_energy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.errors import NotDeterminedError
 from clease_nn.hosts.clease import energy, lattice
 from clease_nn.hosts.clease.examples import cuau_emt_atoms
 from clease_nn.lattice import Lattice
-from clease_nn.thermodynamics import DensityOfStates, canonical
+from clease_nn.thermodynamics import DensityOfStates, canonical, density_of_states
 
 T = np.array([450.0, 700.0, 1500.0])
 
@@ -50,6 +51,11 @@ def states(request):
 def ising():
     """16 sites that unmix below 527 K."""
     return enumerated("ising")
+
+
+def each(conditions):
+    """One condition at a time."""
+    return (conditions[k] for k in range(len(conditions)))
 
 
 def direct(e, temperature):
@@ -119,6 +125,19 @@ def test_errors_of_samples_are_calibrated(ising):
         scores["mixing"].append(mixing.z(exact.free_energy_of_mixing().value)[well])
     for z in scores.values():
         assert_standard(z)
+
+
+def test_free_energies_of_copper_gold_are_close_everywhere():
+    """Cu-Au: F(x, T) within its errors at 300 K and above, these below 0.5 meV a site."""
+    states = enumerated("cuau")
+    temperatures = [300.0, 400.0, 650.0, 1000.0]
+    exact = canonical(DensityOfStates.exact(states), temperatures)
+    q, z = even(states, [350.0, 1000.0]), []
+    for seed in range(20):
+        found = canonical(drawn(states, q, 6000, np.random.default_rng(seed), 60), temperatures)
+        assert found.determined.all() and (found.per_site("free_energy").error < 5e-4).all()
+        z.append(found.free_energy.z(exact.free_energy.value)[:, 1:-1])
+    assert_standard(z)
 
 
 def test_errors_of_differences_know_what_is_common(ising):
@@ -268,6 +287,31 @@ def test_data_without_reference_know_differences_only(ising):
     )
     row = found.to_rows()[0]
     assert row["free_energy"] is None and row["energy"] is not None
+
+
+def test_chains_alone_know_chemical_potentials(ising):
+    """Unweighted samples of many conditions: no F, but mu(x) and mixing within their errors."""
+    grid = Conditions.grid([1000.0, 1900.0], [[0.0, x] for x in np.linspace(-0.2, 0.2, 7)])
+    exact = canonical(DensityOfStates.exact(ising), [1100.0, 1700.0])
+    rng, q = np.random.default_rng(7), [ising.probabilities(at).numpy() for at in each(grid)]
+    scores = {"mu": [], "mixing": []}
+    for seed in range(20):
+        rows = np.concatenate([rng.choice(len(p), size=400, p=p / p.sum()) for p in q])
+        at = grid.repeat(400)
+        c = Configurations(
+            ising.lattice, at, ising.occupations[rows], chain=torch.arange(len(rows))
+        )
+        c = SemiGrandCanonical(ising_energy(ising.lattice, 0.02)).score(c)
+        found = canonical(density_of_states(c, n_resamples=40, seed=seed), [1100.0, 1700.0])
+        assert not found.absolute
+        well = found.ess > 200
+        both = (well[:, 1:] & well[:, :-1])[:, ::-1]
+        mu, x = (c.chemical_potential("Au", "Cu").mu for c in (found, exact))
+        scores["mu"].append(mu.z(x.value)[both])
+        mixing = found.free_energy_of_mixing().z(exact.free_energy_of_mixing().value)
+        scores["mixing"].append(mixing[:, 1:-1][well[:, 1:-1]])
+    for z in scores.values():
+        assert_standard(z)
 
 
 def test_rows_are_json(ising):
