@@ -10,7 +10,7 @@ from ase.constraints import FixAtoms
 from clease_nn.compiled import njit
 from clease_nn.lattice import Lattice
 
-__all__ = ["canonical_occupations", "site_permutations"]
+__all__ = ["canonical_occupations", "site_permutations", "structure_variants"]
 
 _VACUUM = 10.0  # angstrom of empty space along directions that are not periodic
 
@@ -88,6 +88,88 @@ def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
     out = np.unique(rows, axis=0)
     first = (out == np.arange(lattice.n_sites)).all(1)
     return np.concatenate([out[first], out[~first]])
+
+
+def structure_variants(lattice: Lattice, occupations, symprec: float = 1e-3) -> np.ndarray:
+    """All configurations that the symmetry of the parent crystal makes of an ordered structure.
+
+    More than the images under :func:`site_permutations` where the shape of the supercell is less
+    symmetric than the crystal: the domains of CuAu along x, y and z are one structure in every
+    supercell that holds all three of them.
+
+    Parameters
+    ----------
+    lattice : Lattice
+    occupations : array_like, shape (sites,)
+    symprec : float
+        Tolerance of spglib in angstrom.
+
+    Returns
+    -------
+    ndarray, shape (variants, sites), int8
+        Distinct configurations, the given one first.
+
+    Raises
+    ------
+    ValueError
+        As :func:`site_permutations`.
+
+    Examples
+    --------
+    >>> stripes = np.tile([0, 1], 4)  # along x of a lattice of 4 x 2 sites
+    >>> structure_variants(Lattice.square(4, 2), stripes)
+    array([[0, 1, 0, 1, 0, 1, 0, 1],
+           [0, 0, 1, 1, 0, 0, 1, 1],
+           [1, 0, 1, 0, 1, 0, 1, 0],
+           [1, 1, 0, 0, 1, 1, 0, 0]], dtype=int8)
+    """
+    import spglib
+
+    x = np.asarray(occupations, dtype=np.int8)
+    rows = np.unique(x[site_permutations(lattice, symprec)], axis=0)
+    atoms = lattice.template
+    fixed = ~np.asarray(atoms.pbc)
+    cell = _open_cell(atoms, fixed)
+    inverse = np.linalg.inv(cell)
+    kinds = _kinds(lattice)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            primitive = spglib.standardize_cell(
+                (cell, atoms.positions @ inverse, kinds),
+                to_primitive=True,
+                no_idealize=True,
+                symprec=symprec,
+            )
+            found = None if primitive is None else spglib.get_symmetry(primitive, symprec=symprec)
+        except getattr(spglib, "SpglibError", ()):
+            found = None
+    if found is not None:
+        sites = atoms.positions[lattice.site_indices]
+        basis = np.asarray(primitive[0])
+        whole = [x]
+        for rotation, shift in zip(found["rotations"], found["translations"], strict=True):
+            # positions are rows: r -> r turn + shift
+            turn = np.linalg.inv(basis) @ rotation.T @ basis
+            if np.abs(turn[fixed][:, ~fixed]).max(initial=0.0) > 1e-6:
+                continue
+            back = np.linalg.inv(turn)
+            images = []
+            for image in (np.zeros(3), *cell[~fixed]):
+                source = (sites + image - shift @ basis) @ back
+                source[:, fixed] += (sites - source)[:, fixed].mean(0)
+                d = source[:, None] @ inverse - (sites @ inverse)[None]
+                distance = np.linalg.norm((d - np.round(d)) @ cell, axis=2)
+                if distance.min(1).max() > 10 * symprec:
+                    break
+                images.append(x[distance.argmin(1)])
+            # a rotated structure must have the periods of the supercell
+            if len(images) == 1 + (~fixed).sum() and all((i == images[0]).all() for i in images):
+                whole.append(images[0])
+        whole = np.unique(whole, axis=0)
+        rows = np.unique(np.concatenate([rows, *(w[lattice.translations] for w in whole)]), axis=0)
+    given = (rows == x).all(1)
+    return np.concatenate([rows[given], rows[~given]])
 
 
 def canonical_occupations(occupations: np.ndarray, permutations: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from ase.units import kB
 from scipy.optimize import brentq
 
 from clease_nn.errors import NotDeterminedError
-from clease_nn.phases.coexistence import NoCoexistenceError, find_coexistence
+from clease_nn.phases.coexistence import NoCoexistenceError, crossings
 from clease_nn.phases.diagram import Boundary, PhaseDiagram, ThreePhasePoint
 from clease_nn.phases.labels import Phases
 from clease_nn.phases.line import ChemicalPotentialLine
@@ -136,8 +136,12 @@ def _along(landscape: Landscape, b: Boundary, third: str) -> list[ThreePhasePoin
 
     def excess(temperature, near):
         """ln Z of the third phase minus that of the two, where the two coexist; and t."""
-        t = float(find_coexistence(landscape, b.phases, temperature, near).mu.value)
-        own = landscape.projection(b.phases[0], temperature).log_z(t)[0]
+        parts = [landscape.projection(name, temperature) for name in b.phases]
+        roots = crossings(landscape, *parts, temperature)
+        if not roots:
+            return nan, nan
+        t = min(roots, key=lambda t: abs(t - near))
+        own = parts[0].log_z(t)[0]
         return float(landscape.projection(third, temperature).log_z(t)[0] - own), t
 
     if landscape.projection(third, float(b.temperature.value[0])) is None:
@@ -147,16 +151,19 @@ def _along(landscape: Landscape, b: Boundary, third: str) -> list[ThreePhasePoin
     def guess(temperature):
         return float(np.interp(temperature, temperatures, b.mu.value))
 
-    f = [excess(T, t)[0] for T, t in zip(temperatures, b.mu.value, strict=True)]
+    f = []
+    for T, t in zip(temperatures, b.mu.value, strict=True):
+        first, other = landscape.projection(b.phases[0], T), landscape.projection(third, T)
+        f.append(float(other.log_z(t)[0] - first.log_z(t)[0]))
     out = []
     for k in range(len(f) - 1):
         if np.sign(f[k]) == np.sign(f[k + 1]):
             continue
         try:
             T = brentq(lambda T: excess(T, guess(T))[0], *temperatures[k : k + 2], xtol=1e-6)
-            t = excess(T, guess(T))[1]
-        except (NoCoexistenceError, NotDeterminedError):
+        except ValueError:  # the two phases lose one another on the way
             continue
+        t = excess(T, guess(T))[1]
         point = _point(landscape, (*b.phases, third), T, t)
         if margin(landscape, (*b.phases, third), T, t)[0] <= 0 and point is not None:
             out.append(point)

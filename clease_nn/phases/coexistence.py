@@ -1,7 +1,8 @@
 """First-order lines: where two phases have one grand potential.
 
-A phase's own ln Z is the sum over its states, so two phases coexist at temperature T where
-``ln Z_a(T, t) = ln Z_b(T, t)``, t being the position along a line of chemical potentials. There
+A phase's own ln Z is the sum over its states (of one of its variants), so two phases coexist at
+temperature T where ``ln Z_a(T, t) = ln Z_b(T, t)``, t being the position along a line of chemical
+potentials. There
 
     dt/dT = -(S_a - S_b) / (A_a - A_b),   S_a - S_b = (U_a - U_b) / T,
 
@@ -29,6 +30,7 @@ from clease_nn.thermodynamics import DensityOfStates
 __all__ = ["Coexistence", "NoCoexistenceError", "coexistence", "find_coexistence"]
 
 _FEWEST = 50.0  # effective states either phase needs
+_SHALLOWEST = 0.9  # valley over peak
 _SCAN = 400  # points at which crossings are looked for
 
 
@@ -56,7 +58,11 @@ class Coexistence:
         d mu / d T along the line of coexistence, eV/K.
     valley : Estimate
         Weight between the phases over that of the lower peak, seen along the direction that
-        separates them best; from about 0.46 on nobody can tell them apart.
+        separates them best.
+    limit : float
+        Valley above which the phases count as one: that of a critical point of Ising type (0.46)
+        for phases of one kind of order, 0.9 for different kinds, where a small supercell fills
+        the valley of a first-order transition and a continuous one has none.
     ess : tuple of two float
         Effective states of each phase.
     """
@@ -68,12 +74,13 @@ class Coexistence:
     entropy_jump: Estimate
     slope: Estimate
     valley: Estimate
+    limit: float
     ess: tuple[float, float]
 
     @property
     def separate(self) -> bool:
-        """Whether the valley is deeper than that of a critical point, beyond its noise."""
-        return bool(self.valley.value + self.valley.error < CRITICAL_VALLEY)
+        """Whether the valley is deeper than the limit by its error."""
+        return bool(self.valley.value + self.valley.error < self.limit)
 
     def __str__(self) -> str:
         a, b = self.phases
@@ -145,7 +152,7 @@ def find_coexistence(
     roots = crossings(landscape, a, b, temperature)
     words = f"{pair[0]} and {pair[1]} at {temperature:g} K"
     if not roots:
-        low, high = landscape.line.span(landscape.dos, temperature)
+        low, high = landscape.span(temperature)
         raise NoCoexistenceError(
             f"{words}: no point between {low:.4g} and {high:.4g} eV along the line where both "
             f"have one grand potential and {pair[0]} is the poorer in {landscape.line.species}"
@@ -178,7 +185,7 @@ def crossings(
     def difference(t):
         return a.log_z(t) - b.log_z(t)
 
-    grid = np.linspace(*landscape.line.span(landscape.dos, temperature), _SCAN)
+    grid = np.linspace(*landscape.span(temperature), _SCAN)
     f = difference(grid)
     out = []
     for k in np.flatnonzero(np.sign(f[1:]) != np.sign(f[:-1])):
@@ -229,8 +236,14 @@ def _point(landscape, pair, a, b, temperature: float, t: float) -> Coexistence:
         entropy_jump=pick[2],
         slope=pick[3],
         valley=_valley(landscape, pair, temperature, t),
+        limit=_limit(landscape, pair),
         ess=(float(a.ess([t])[0]), float(b.ess([t])[0])),
     )
+
+
+def _limit(landscape: Landscape, pair) -> float:
+    first, second = (landscape.phases.kinds[landscape.phases.index(name)] for name in pair)
+    return CRITICAL_VALLEY if first == second else _SHALLOWEST
 
 
 def solve_replicas(a: Projection, b: Projection, t: float) -> np.ndarray:
@@ -248,8 +261,9 @@ def _valley(landscape: Landscape, pair, temperature: float, t: float) -> Estimat
     """Depth of the valley between two phases at their coexistence.
 
     The states of both, and the undecided ones, are laid along Fisher's linear discriminant of
-    composition, energy and long-range order, with the phases' means at 0 and 1, and smoothed with
-    a Gaussian of width 0.12.
+    composition, energy and long-range order, with the phases' means at 0 and 1, tilted to give
+    both phases equal weight whatever their degeneracies, and smoothed with a Gaussian of width
+    0.12.
     """
     dos, phases = landscape.dos, landscape.phases
     i, j = (phases.index(name) for name in pair)
@@ -285,6 +299,8 @@ def _valley(landscape: Landscape, pair, temperature: float, t: float) -> Estimat
         direction = np.linalg.pinv(correlation, rcond=1e-6) @ (difference[use] / scale[use])
         direction = direction / scale[use]
         z = (features[:, use] - mean[0][use]) @ direction / (difference[use] @ direction)
+    w = w * np.exp(-np.log(w[second].sum() / w[first].sum()) * np.clip(z, -0.5, 1.5))
+    w = w / w.sum()
     edges = np.linspace(-1.0, 2.0, 301)
     centres = (edges[1:] + edges[:-1]) / 2
     tau = np.ones(len(rows)) if dos.inefficiency is None else dos.inefficiency[rows]

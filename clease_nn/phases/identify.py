@@ -7,6 +7,9 @@ over the variants, 1 for the structure itself and around 0 without order. The st
 of the largest cosine ``d.s / |d||s|``: structures that share composition waves (L1_0 and L1_2)
 have long-range order in one another.
 
+A structure's variants are one phase of the infinite crystal each; their number is the phase's
+``degeneracy``.
+
 *Composition*: among states of one kind of order, weight against composition of the whole
 supercell tells of a miscibility gap where it is not concave: the common tangent touches it twice,
 and between these points lies a valley.
@@ -26,11 +29,11 @@ from clease_nn.errors import NotDeterminedError
 from clease_nn.lattice import Lattice
 from clease_nn.phases.labels import UNDECIDED, Phases, mean_compositions
 from clease_nn.phases.line import ChemicalPotentialLine
-from clease_nn.phases.projection import Projection
-from clease_nn.symmetry import site_permutations
+from clease_nn.phases.projection import Projection, by_amount
+from clease_nn.symmetry import structure_variants
 from clease_nn.thermodynamics import DensityOfStates
 
-__all__ = ["CRITICAL_VALLEY", "DISORDERED", "identify", "order_parameters"]
+__all__ = ["CRITICAL_VALLEY", "DISORDERED", "identify"]
 
 DISORDERED = "disordered"
 """Name of the phase without long-range order."""
@@ -111,7 +114,8 @@ def identify(
     structures = {k: _checked(dos.lattice, k, v) for k, v in structures.items()}
     if DISORDERED in structures:
         raise ValueError(f"the name {DISORDERED!r} is kept for states without order")
-    eta, cosine = order_parameters(dos.occupations, dos.lattice, structures)
+    variants = {k: structure_variants(dos.lattice, v) for k, v in structures.items()}
+    eta, cosine = _compare(dos.occupations, dos.lattice, variants)
     kinds = np.zeros(len(dos), dtype=np.int64)
     if structures:
         nearest = cosine.argmax(1)
@@ -124,60 +128,41 @@ def identify(
             if not hit.any():
                 reasons.append(f"{name} was never sampled: no state has long-range order of it")
     kind_names = (DISORDERED, *structures)
-    labels, names = _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons)
+    degeneracy = [1, *map(len, variants.values())]
+    labels, names, kind_of = _split_by_composition(
+        dos, line, temperatures, kinds, kind_names, reasons
+    )
     if len(names) == 1:
         reasons.append("one phase only: neither order nor a miscibility gap was found")
     composition = mean_compositions(dos, labels, len(names), pooled)
-    return Phases(tuple(names), labels, composition, eta, structures, tuple(reasons))
+    return Phases(
+        names=tuple(names),
+        labels=labels,
+        composition=composition,
+        degeneracy=np.array([degeneracy[k] for k in kind_of]),
+        kinds=np.array(kind_of),
+        order=eta,
+        structures=structures,
+        reasons=tuple(reasons),
+    )
 
 
-def order_parameters(
-    occupations, lattice: Lattice, structures: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Long-range order and similarity of configurations with respect to ordered structures.
+# ------------------------------------------------------------------ parts
+def _compare(occupations, lattice: Lattice, variants: Mapping[str, np.ndarray]):
+    """Largest ``d.s / s.s`` and ``d.s / |d||s|`` over the variants of every structure.
 
-    Parameters
-    ----------
-    occupations : array_like, shape (rows, sites)
-    lattice : Lattice
-    structures : mapping of str to array_like, shape (sites,)
-
-    Returns
-    -------
-    order, cosine : ndarray, shape (rows, structures)
-        Largest ``d.s / s.s`` and ``d.s / |d||s|`` over the symmetry variants s of a structure.
-
-    Raises
-    ------
-    ValueError
-        If a structure has no order: all sites of each sublattice carry one species.
-
-    Examples
-    --------
-    >>> checker = np.array([0, 1, 1, 0])
-    >>> rows = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]])
-    >>> order_parameters(rows, Lattice.square(2), {"checker": checker})[0].ravel().tolist()
-    [1.0, 0.5, 0.0]
+    Both of shape (rows, structures); the first is
+    :func:`~clease_nn.thermodynamics.long_range_order`.
     """
-    occupations = np.asarray(torch.as_tensor(occupations).cpu().numpy(), dtype=np.int8)
-    order = np.zeros((len(occupations), len(structures)))
+    occupations = torch.as_tensor(occupations).cpu().numpy()
+    order = np.zeros((len(occupations), len(variants)))
     cosine = np.zeros_like(order)
-    if not structures:
-        return order, cosine
-    permutations = site_permutations(lattice)
-    variants = []
-    for name, x in structures.items():
-        s = _deviations(np.unique(np.asarray(x, dtype=np.int8)[permutations], axis=0), lattice)
-        if not (s**2).sum() > 1e-9:
-            raise ValueError(
-                f"structure {name!r} has no order: every sublattice carries one species"
-            )
-        variants.append(s)
-    for start in range(0, len(occupations), _CHUNK):
+    contrasts = [_deviations(v, lattice) for v in variants.values()]
+    for start in range(0, len(occupations) if contrasts else 0, _CHUNK):
         rows = slice(start, start + _CHUNK)
         d = _deviations(occupations[rows], lattice)
         norm = np.sqrt((d**2).sum(1))
-        for k, s in enumerate(variants):
+        for k, s in enumerate(contrasts):
             square = float((s[0] ** 2).sum())
             largest = (d @ s.T).max(1)
             order[rows, k] = largest / square
@@ -185,7 +170,6 @@ def order_parameters(
     return order, cosine
 
 
-# ------------------------------------------------------------------ parts
 def _deviations(occupations: np.ndarray, lattice: Lattice) -> np.ndarray:
     """Occupations minus their mean on every sublattice, (rows, sites * species), float32."""
     onehot = (occupations[:, :, None] == np.arange(lattice.n_species)).astype(np.float32)
@@ -206,7 +190,13 @@ def _checked(lattice: Lattice, name: str, x) -> np.ndarray:
         raise ValueError(f"structure {name!r} has occupations that are no species")
     if not lattice.allowed[np.arange(len(x)), x.astype(int)].all():
         raise ValueError(f"structure {name!r} puts a species on a site that may not carry it")
-    return x.astype(np.int8)
+    x = x.astype(np.int8)
+    if not (_deviations(x[None], lattice) ** 2).sum() > 1e-9:
+        raise ValueError(
+            f"structure {name!r} has no order: every sublattice carries one species; phases that "
+            "differ in composition only are found without it"
+        )
+    return x
 
 
 def _temperatures(dos: DensityOfStates, temperatures) -> np.ndarray:
@@ -222,21 +212,19 @@ def _temperatures(dos: DensityOfStates, temperatures) -> np.ndarray:
 
 def _pooled_weights(dos: DensityOfStates, line, temperatures) -> np.ndarray:
     """(states,) mean probability over the temperatures and over t that the data support."""
-    everything = np.arange(len(dos))
-    amount = line.amount(dos)
+    part = by_amount(line.amount(dos), dos.log_g, np.arange(len(dos)))
+    rows, _, bins = part
     out = np.zeros(len(dos))
     for temperature in temperatures:
         log_w = dos.log_weights(line.at(temperature, 0.0))
         kT = kB * temperature
-        p = Projection(dos, everything, amount, log_w, np.zeros((len(dos), 0)), kT)
+        p = Projection(dos, *part, log_w, np.zeros((len(dos), 0)), kT)
         t = np.linspace(*line.span(dos, temperature), 65)
         t = t[p.ess(t) >= _FEWEST]
         if len(t):
             # exp(t a / kT) / Z(t) summed over t depends on the amount alone
-            sums = np.exp(t[:, None] * p.amount / kT - p.log_z(t)[:, None] + p.log_weight).mean(0)
-            bins = np.searchsorted(p.amount, np.round(amount, 9))
-            finite = np.isfinite(log_w)
-            out[finite] += sums[bins[finite]] * np.exp(log_w[finite] - p.log_weight[bins[finite]])
+            shift = np.exp(t[:, None] * p.amount / kT - p.log_z(t)[:, None] + p.log_weight)
+            out[rows] += shift.mean(0)[bins] * np.exp(log_w[rows] - p.log_weight[bins])
     if not out.sum() > 0:
         raise NotDeterminedError(
             "at none of the temperatures do the data support any point of the line; sample along "
@@ -263,15 +251,17 @@ def _ground_states(dos: DensityOfStates, line, temperature: float) -> dict[str, 
     width = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
     occupations = dos.occupations.cpu().numpy()
     found: dict[str, np.ndarray] = {}
+    variants: dict[str, np.ndarray] = {}
     for k in np.argsort(-width):
         x = occupations[lowest[chain[k]]]
         if width[k] <= 0 or not (_deviations(x[None], dos.lattice) ** 2).sum() > 1e-9:
             continue
         if found:
-            _, cosine = order_parameters(x[None], dos.lattice, found)
+            _, cosine = _compare(x[None], dos.lattice, variants)
             if cosine.max() > _SIMILAR:
                 continue
-        found[_formula(dos.lattice, x, found)] = x
+        name = _formula(dos.lattice, x, found)
+        found[name], variants[name] = x, structure_variants(dos.lattice, x)
     order = sorted(found, key=lambda name: line.direction[found[name]].sum())
     return {name: found[name] for name in order}
 
@@ -321,28 +311,29 @@ def _valley_of_order(order, weights, name: str, reasons: list[str]) -> float:
 
 
 def _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons):
-    """Cut kinds of order where a stable miscibility gap parts them."""
+    """Cut kinds of order where a miscibility gap parts them.
+
+    Gaps are looked for in the weight of all states: alone, a kind has a hole wherever another
+    takes its place.
+    """
     amount = line.amount(dos)
-    rows = [np.flatnonzero(kinds == k) for k in range(len(kind_names))]
+    part = by_amount(amount, dos.log_g, np.arange(len(dos)))
+    of_kind = (kinds[:, None] == np.arange(len(kind_names))).astype(float)
     cuts: list[dict] = [{} for _ in kind_names]
-    nothing = np.zeros((len(dos), 0))
     for temperature in temperatures[::-1]:
         log_w = dos.log_weights(line.at(temperature, 0.0))
-        kT = kB * temperature
-        parts = [Projection(dos, r, amount, log_w, nothing, kT) if len(r) else None for r in rows]
+        p = Projection(dos, *part, log_w, of_kind, kB * temperature)
         low, high = line.span(dos, temperature)
-        for k, p in enumerate(parts):
-            if p is None or len(p) < 3:
-                continue
-            for bottom, left, right, t in _gaps(p):
-                if not low <= t <= high or any(left < c < right for c in cuts[k]):
-                    continue
-                own = p.log_z(t)[0]
-                others = [o.log_z(t)[0] for j, o in enumerate(parts) if o is not None and j != k]
-                if not others or own >= max(others):
-                    cuts[k][bottom] = temperature
+        for bottom, left, right, t in _gaps(p):
+            ends = np.searchsorted(p.amount, [left - 1e-6, right - 1e-6])
+            first, second = p.mean[ends].argmax(1)
+            new = not any(left < c < right for c in cuts[first])
+            if first == second and low <= t <= high and new:
+                cuts[first][bottom] = temperature
+    rows = [np.flatnonzero(kinds == k) for k in range(len(kind_names))]
     labels = np.full(len(dos), UNDECIDED, dtype=np.int64)
     names: list[str] = []
+    kind_of: list[int] = []
     sites = dos.lattice.n_sites
     for k, kind in enumerate(kind_names):
         if not len(rows[k]) and k == 0:
@@ -351,13 +342,14 @@ def _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons):
         for j in range(len(edges) - 1):
             inside = (amount[rows[k]] > edges[j] + 1e-6) & (amount[rows[k]] < edges[j + 1] - 1e-6)
             labels[rows[k][inside]] = len(names)
+            kind_of.append(k)
             names.append(_part_name(line.species, kind, j, len(edges) - 1))
         reasons += [
             f"{kind} has a miscibility gap up to about {t:g} K: cut at amount {c:g} of the line "
             f"({c / sites:.3f} a site)"
             for c, t in cuts[k].items()
         ]
-    return labels, names
+    return labels, names, kind_of
 
 
 def _part_name(species: str, kind: str, part: int, parts: int) -> str:

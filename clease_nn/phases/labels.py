@@ -30,6 +30,15 @@ class Phases:
     composition : ndarray, shape (phases, species)
         Mean share of the active sites, over the conditions looked at; nan for a phase without
         states.
+    degeneracy : ndarray, shape (phases,)
+        How many phases of the infinite crystal a label stands for: the variants (domains) of an
+        ordered structure. A phase's ln Z is that of one of them, the sum over its states over
+        this number: the transition then lies where it does in the infinite crystal up to terms
+        exponentially small in the size of the supercell, instead of ``kT ln(degeneracy)`` off
+        (Borgs and Kotecky, J. Stat. Phys. 61, 79 (1990); Janke, Phys. Rev. B 47, 14757 (1993)).
+    kinds : ndarray, shape (phases,)
+        Kind of order; phases of one kind differ in composition only, so that the line on which
+        they coexist can end in a critical point.
     order : ndarray, shape (states, structures)
         Long-range order of every state with respect to every structure; no column if none.
     structures : Mapping of str to ndarray, shape (sites,), int8
@@ -52,6 +61,8 @@ class Phases:
     names: tuple[str, ...]
     labels: np.ndarray
     composition: np.ndarray
+    degeneracy: np.ndarray
+    kinds: np.ndarray
     order: np.ndarray
     structures: Mapping[str, np.ndarray] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
@@ -73,12 +84,26 @@ class Phases:
                 f"labels must lie between -1 (undecided) and {len(self.names) - 1} for "
                 f"{len(self.names)} phases, got {labels.min()} to {labels.max()}"
             )
+        g = np.asarray(self.degeneracy, dtype=float)
+        if g.shape != (len(self.names),) or not (np.isfinite(g).all() and (g > 0).all()):
+            raise ValueError(f"one positive degeneracy for each phase is needed, got {g.tolist()}")
+        object.__setattr__(self, "degeneracy", g)
+        if len(self.kinds) != len(self.names):
+            raise ValueError(f"{len(self.kinds)} kinds of order for {len(self.names)} phases")
         if len(self.order) != len(labels):
             raise ValueError(f"{len(self.order)} rows of order parameters, {len(labels)} labels")
         object.__setattr__(self, "labels", labels)
 
     @classmethod
-    def given(cls, dos: DensityOfStates, labels, names: Sequence[str]) -> Phases:
+    def given(
+        cls,
+        dos: DensityOfStates,
+        labels,
+        names: Sequence[str],
+        *,
+        degeneracy: Sequence[float] | None = None,
+        same_order: bool = False,
+    ) -> Phases:
         """Labels that somebody else has found.
 
         Parameters
@@ -87,6 +112,10 @@ class Phases:
         labels : array_like of int, shape (states,)
             Index into ``names``, -1 where undecided.
         names : sequence of str
+        degeneracy : sequence of float, optional
+            Variants each phase consists of. Default: one.
+        same_order : bool
+            Whether the phases differ in composition only.
 
         Raises
         ------
@@ -98,11 +127,14 @@ class Phases:
             raise ValueError(
                 f"one label for each of the {len(dos)} states is needed, got shape {labels.shape}"
             )
+        names = tuple(names)
         return cls(
-            tuple(names),
-            labels,
-            mean_compositions(dos, labels, len(tuple(names)), np.ones(len(dos))),
-            np.zeros((len(dos), 0)),
+            names=names,
+            labels=labels,
+            composition=mean_compositions(dos, labels, len(names), np.ones(len(dos))),
+            degeneracy=np.ones(len(names)) if degeneracy is None else np.asarray(degeneracy),
+            kinds=np.zeros(len(names)) if same_order else np.arange(len(names)),
+            order=np.zeros((len(dos), 0)),
             reasons=("labels were given",),
         )
 

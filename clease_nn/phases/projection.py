@@ -18,7 +18,7 @@ from clease_nn.phases.labels import Phases
 from clease_nn.phases.line import ChemicalPotentialLine
 from clease_nn.thermodynamics import DensityOfStates
 
-__all__ = ["Landscape", "Projection"]
+__all__ = ["Landscape", "Projection", "by_amount"]
 
 _NEGLIGIBLE = 1e-10  # of the heaviest state of an amount
 
@@ -31,32 +31,34 @@ class Projection:
     dos : DensityOfStates
     rows : ndarray of int
         States of the phase.
-    amount : ndarray, shape (states,)
-        ``direction . N`` of every state of ``dos``.
+    amount, bins : ndarray, shape (K,) and (len(rows),)
+        Distinct ``direction . N`` of these states, ascending, and which of them each has.
     log_weight : ndarray, shape (states,)
         Of every state of ``dos`` at t = 0.
     values : ndarray, shape (states, d)
         What is averaged.
     kT : float
         eV.
+    degeneracy : float
+        By which the weight of every state is divided.
 
     Attributes
     ----------
     amount : ndarray, shape (K,)
-        Ascending.
     log_weight : ndarray, shape (K,)
         Log of the summed weight of every amount at t = 0.
     mean : ndarray, shape (K, d)
         Of the values.
     """
 
-    def __init__(self, dos: DensityOfStates, rows, amount, log_weight, values, kT: float):
-        self.kT = kT
-        rows = rows[np.isfinite(log_weight[rows])]
-        self.amount, bins = np.unique(np.round(amount[rows], 9), return_inverse=True)
+    def __init__(
+        self, dos: DensityOfStates, rows, amount, bins, log_weight, values, kT, degeneracy=1.0
+    ):
+        self.kT, self.amount = kT, amount
+        log_weight = log_weight[rows] - np.log(degeneracy)
         top = np.full(len(self.amount), -np.inf)
-        np.maximum.at(top, bins, log_weight[rows])
-        w = np.exp(log_weight[rows] - top[bins])
+        np.maximum.at(top, bins, log_weight)
+        w = np.exp(log_weight - top[bins])
         keep = w > _NEGLIGIBLE
         self._rows, bins, w = rows[keep], bins[keep], w[keep]
         n, k = len(self._rows), len(self.amount)
@@ -124,6 +126,12 @@ class Projection:
         return log_z, self.amount @ p, mean
 
 
+def by_amount(amount: np.ndarray, log_g: np.ndarray, rows: np.ndarray):
+    """Rows with weight, their distinct amounts, and which of them each row has."""
+    rows = rows[np.isfinite(log_g[rows])]
+    return (rows, *np.unique(np.round(amount[rows], 9), return_inverse=True))
+
+
 class Landscape:
     """Every phase along one line, at any temperature; remembers what it has summed.
 
@@ -153,12 +161,22 @@ class Landscape:
         self.values = np.column_stack(
             [dos.energy - dos.counts @ line.origin, line.composition(dos)]
         )
-        self._rows = [np.flatnonzero(phases.labels == k) for k in range(len(phases.names))]
+        self._parts = [
+            by_amount(self.amount, dos.log_g, np.flatnonzero(phases.labels == k))
+            for k in range(len(phases.names))
+        ]
         self._known: dict[float, list[Projection | None]] = {}
+        self._spans: dict[float, tuple[float, float]] = {}
 
     def log_weights(self, temperature: float) -> np.ndarray:
         """Of every state at t = 0, shape (states,)."""
         return self.dos.log_weights(self.line.at(temperature, 0.0))
+
+    def span(self, temperature: float) -> tuple[float, float]:
+        """Range of t, as :meth:`ChemicalPotentialLine.span`."""
+        if temperature not in self._spans:
+            self._spans[temperature] = self.line.span(self.dos, temperature)
+        return self._spans[temperature]
 
     def projections(self, temperature: float) -> list[Projection | None]:
         """One for every phase; None where it has no states."""
@@ -168,10 +186,10 @@ class Landscape:
             if len(self._known) > 200:
                 self._known.clear()
             self._known[temperature] = [
-                Projection(self.dos, rows, self.amount, w, self.values, kB * temperature)
-                if len(rows)
+                Projection(self.dos, *part, w, self.values, kB * temperature, g)
+                if len(part[0])
                 else None
-                for rows in self._rows
+                for part, g in zip(self._parts, self.phases.degeneracy, strict=True)
             ]
         return self._known[temperature]
 

@@ -25,6 +25,7 @@ __all__ = ["check_temperatures", "follow", "margin", "trace"]
 
 _REFINEMENTS = 5  # bisections of the step in which a line ends
 _EQUAL = 1e-6  # differences of ln Z that count as none
+_CLEARLY = 3.0  # differences of ln Z that settle which phase is stable
 
 
 def trace(
@@ -108,16 +109,15 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
     if not good.any():
         undecided = [p for p in found if isinstance(p, NotDeterminedError)]
         raise undecided[0] if undecided else found[0]
-    first, end = _longest_run(good)
+    first, end = max(_runs(good), key=lambda run: run[1] - run[0])
     points = found[first:end]
     below, points = _end(landscape, pair, points, found, first - 1, temperatures, down=True)
     above, points = _end(landscape, pair, points, found, end, temperatures, down=False)
     stable, rivals = _stability(landscape, points)
     left_out = int(good.sum()) - (end - first)
-    words = [f"below {points[0].temperature:.4g} K: {below}"]
+    words = [_range_in_words(points, stable, rivals)]
+    words.append(f"below {points[0].temperature:.4g} K: {below}")
     words.append(f"above {points[-1].temperature:.4g} K: {above}")
-    if rivals:
-        words.append(f"where it is not stable the state is {', '.join(rivals)}")
     if left_out:
         words.append(f"{left_out} further temperatures beyond a break are left out")
     return Boundary(
@@ -146,20 +146,34 @@ def margin(landscape: Landscape, names, temperature: float, t: float) -> tuple[f
 # ------------------------------------------------------------------ parts
 def _attempt(landscape, pair, temperature: float, last: Coexistence | None):
     """The point at one temperature, or why there is none."""
+    near, best, rival = None, -np.inf, ""
+    if last is not None:
+        near = last.mu.value + last.slope.value * (temperature - last.temperature)
+    parts = [landscape.projection(name, temperature) for name in pair]
+    if all(p is not None for p in parts):
+        roots = crossings(landscape, *parts, temperature)
+        if near is not None:
+            roots = sorted(roots, key=lambda t: abs(t - near))[:1]
+        if roots:
+            margins = [(*margin(landscape, pair, temperature, t), t) for t in roots]
+            best, rival, near = min(margins)
     try:
-        near = None
-        if last is not None:
-            near = last.mu.value + last.slope.value * (temperature - last.temperature)
-        else:
-            a, b = (landscape.projection(name, temperature) for name in pair)
-            if a is not None and b is not None:
-                roots = crossings(landscape, a, b, temperature)
-                if len(roots) > 1:
-                    near = min(roots, key=lambda t: margin(landscape, pair, temperature, t)[0])
         point = find_coexistence(landscape, pair, temperature, near)
-    except (NoCoexistenceError, NotDeterminedError) as error:
+    except NotDeterminedError as error:
+        if best > _CLEARLY:
+            return NoCoexistenceError(
+                f"{pair[0]} and {pair[1]} do not coexist at {temperature:.4g} K: {rival} has the "
+                "lower grand potential where they might (from few samples of them)"
+            )
+        return error
+    except NoCoexistenceError as error:
         return error
     if not point.separate:
+        if best > _CLEARLY:
+            return NoCoexistenceError(
+                f"{pair[0]} and {pair[1]} cannot be told apart at {temperature:.4g} K, where "
+                f"{rival} has the lower grand potential"
+            )
         return NotDeterminedError(
             f"{pair[0]} and {pair[1]} cannot be told apart at {temperature:.4g} K: between them "
             f"the weight is {point.valley.value:.2f} +- {point.valley.error:.2f} of the lower "
@@ -169,11 +183,10 @@ def _attempt(landscape, pair, temperature: float, last: Coexistence | None):
     return point
 
 
-def _longest_run(good: np.ndarray) -> tuple[int, int]:
+def _runs(good: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of every run of true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], good.astype(int), [0]])))
-    starts, ends = edges[::2], edges[1::2]
-    k = int((ends - starts).argmax())
-    return int(starts[k]), int(ends[k])
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _end(landscape, pair, points, found, k: int, temperatures, down: bool):
@@ -193,10 +206,21 @@ def _end(landscape, pair, points, found, k: int, temperatures, down: bool):
 
 
 def _stability(landscape, points: list[Coexistence]) -> tuple[np.ndarray, list[str]]:
+    """Whether no other phase is lower at every point, and which one is."""
     stable, rivals = [], []
     for p in points:
         best, rival = margin(landscape, p.phases, p.temperature, p.mu.value)
         stable.append(best <= _EQUAL)
-        if best > _EQUAL and rival not in rivals:
-            rivals.append(rival)
+        rivals.append(rival)
     return np.array(stable), rivals
+
+
+def _range_in_words(points: list[Coexistence], stable: np.ndarray, rivals: list[str]) -> str:
+    if stable.all():
+        return "stable throughout"
+    words = []
+    for start, end in _runs(~stable):
+        names = ", ".join(dict.fromkeys(rivals[start:end]))
+        low, high = points[start].temperature, points[end - 1].temperature
+        words.append(f"not stable from {low:.4g} to {high:.4g} K, where it is {names}")
+    return "; ".join(words)
