@@ -383,3 +383,33 @@ def test_comparison_refuses_what_there_is_not(averages):
         plotting.comparison(axes, found, "colour")
     with pytest.raises(ValueError, match="'x_Ag' is none of the coordinates temperature"):
         plotting.comparison(axes, found, "energy", against="x_Ag")
+
+
+# ------------------------------------------------------------------ density of states
+def test_density_of_states_counts_configurations(ax, states):
+    """Weights in all bins add up to all configurations; one without a constant is shifted."""
+    exact = DensityOfStates.exact(states)
+    rng = np.random.default_rng(0)
+    replicas = rng.normal(1, 0.1, (len(exact), 50)).astype(np.float32)
+    loose = replace(exact, log_g=exact.log_g - 7, absolute=False, replicas=replicas)
+    plotting.density_of_states(ax, {"enumeration": exact, "Wang-Landau": loose}, bins=12)
+    first, second = ax.containers
+    np.testing.assert_allclose(np.exp(first.lines[0].get_ydata()).sum(), 2**8)
+    np.testing.assert_allclose(second.lines[0].get_ydata(), first.lines[0].get_ydata())
+    lengths = np.diff([s[:, 1] for s in second.lines[2][0].get_segments()])
+    assert (lengths > 0).all()
+    assert texts(ax) == ["enumeration", "Wang-Landau"]
+    assert ax.get_xlabel() == "energy (meV per site)"
+
+
+def test_density_of_states_refuses_what_it_cannot_hold_together(ax, states):
+    """Nothing, no bins, or supercells of different size."""
+    exact = DensityOfStates.exact(states)
+    lattice, ensemble, _ = SYSTEMS["ternary"]()
+    other = DensityOfStates.exact(ensemble.enumerate(lattice))
+    with pytest.raises(ValueError, match="no density of states"):
+        plotting.density_of_states(ax, {})
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        plotting.density_of_states(ax, exact, bins=0)
+    with pytest.raises(ValueError, match="differ in size: {'a': 8, 'b': 6}"):
+        plotting.density_of_states(ax, {"a": exact, "b": other})

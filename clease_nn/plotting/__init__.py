@@ -17,6 +17,7 @@ from clease_nn.plotting.free_energies import free_energy
 from clease_nn.plotting.maps import condition_map, heat_capacity_map, ness_map
 from clease_nn.plotting.phases import boundary_points, phase_diagram
 from clease_nn.plotting.samples import ground_states, histogram, symmetry
+from clease_nn.plotting.states import density_of_states
 from clease_nn.plotting.structures import hull, structures
 from clease_nn.plotting.style import figure
 from clease_nn.plotting.training import training_curve
@@ -27,6 +28,7 @@ __all__ = [
     "condition_map",
     "correlation",
     "cost",
+    "density_of_states",
     "figure",
     "free_energy",
     "ground_states",
