@@ -227,8 +227,9 @@ def test_bad_data_are_refused():
         formation_hull([])
     with pytest.raises(ValueError, match="got none"):
         formation_hull(c[:0])
-    with pytest.raises(TypeError, match="got int"):
-        formation_hull([1])
+    for bad, kind in (([1], "int"), (None, "NoneType"), ("states", "str")):
+        with pytest.raises(TypeError, match=f"got {kind}"):
+            formation_hull(bad)
     with pytest.raises(ValueError, match="no energy"):
         formation_hull(Configurations(SQUARE, at, states.occupations[:1]))
     with pytest.raises(ValueError, match="unknown sites"):

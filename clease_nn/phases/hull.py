@@ -338,9 +338,7 @@ def formation_hull(
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance} eV")
-    parts = (
-        [data] if isinstance(data, Configurations | DensityOfStates | Enumeration) else list(data)
-    )
+    parts = list(data) if isinstance(data, list | tuple) else [data]
     lattice, occupations, energy = _states(parts)
     given = _references(lattice, references)
     occupations, energy = _add_ends(lattice, occupations, energy, given)
