@@ -21,6 +21,7 @@ PAGES = [
     "neural_moves",
     "how_to_choose",
     "reading_models",
+    "phase_diagrams",
     "formats",
 ]
 

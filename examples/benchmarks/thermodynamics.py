@@ -31,6 +31,7 @@ from clease_nn.energies.ising import ising_energy, ising_log_z, kaufman_log_z
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
+from clease_nn.montecarlo import ParallelTempering
 from clease_nn.phases import ChemicalPotentialLine
 from clease_nn.sampling import sample
 from clease_nn.thermodynamics import DensityOfStates
@@ -215,7 +216,7 @@ def ising_figures(model, ensemble, lattice, args) -> dict:
     dos = thermodynamics.density_of_states(drawn)
     share = dos.counts[:, 1] / lattice.n_sites
     labels = np.where(share > 0.5, 1, np.where(share < 0.5, 0, -1))
-    parted = phases.Phases.given(("poor", "rich"), labels)
+    parted = phases.Phases.given(dos, labels, ("poor", "rich"))
     boundary = phases.trace(dos, parted, ("poor", "rich"), line, np.linspace(1.5, 2.2, 8) / kB)
     t = boundary.mu
     z = t.value / t.error
@@ -258,8 +259,132 @@ def exact_peak(lattice: Lattice) -> float:
     return float(found.x)
 
 
+# ------------------------------------------------------------------ 64 sites
+def cuau64(args, folder) -> dict:
+    lattice, ensemble, box, _, note = cuau((2, 2, 4) if args.short else (4, 4, 4))
+    print(note)
+    model = trained("cuau64", ensemble, lattice, box, args.seconds, folder)
+    line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
+    temperatures = np.linspace(200, 950, 4 if args.short else 16)
+    x = np.linspace(-0.12, 0.12, 11 if args.short else 41)
+    conditions = Conditions.grid(temperatures, x[:, None] @ box.axes)
+    drawn = draw(model, ensemble, lattice, conditions, max(args.samples // 3, 20), 5)
+    ness = [a.ness for a in thermodynamics.averages(drawn)]
+    hull = phases.formation_hull([drawn, phases.pure_ends(ensemble, lattice)])
+    print(hull)
+    ordered = {
+        v.structures[0].formula: v.structures[0].occupations
+        for v in hull.vertices
+        if len(np.unique(v.structures[0].occupations)) > 1
+    }
+    asked = np.arange(220, 901, 170 if args.short else 20)
+    fields = line_positions(box, line, np.linspace(-0.11, 0.11, 4 if args.short else 12))
+    found = {}
+    for name, dos in {
+        "model": thermodynamics.density_of_states(drawn),
+        "parallel tempering": tempering(ensemble, lattice, box, args),
+    }.items():
+        which = phases.identify(dos, line, asked, structures=ordered)
+        found[name] = (
+            phases.phase_diagram(dos, which, line, asked),
+            phases.heat_capacity_maxima(dos, line, fields, (250, 900)),
+        )
+        print(f"-- {name}, {dos.cost.seconds:.0f} s of sampling\n{found[name][0]}", flush=True)
+    out = {"sites": lattice.n_sites, "ness_mean": float(np.mean(ness))}
+    out |= boundaries_apart(*(found[name][0] for name in found))
+    out |= maxima_apart(*(found[name][1] for name in found))
+    for key, value in out.items():
+        print(f"{key}: {value:.4g}")
+    out["diagrams"] = {name: f[0].to_rows() for name, f in found.items()}
+    return out
+
+
+def tempering(ensemble, lattice, box, args) -> DensityOfStates:
+    """Parallel tempering in both directions, every second condition of its grid combined."""
+    t, x = np.arange(200, 1201, 100 if args.short else 25), np.linspace(-0.12, 0.12, 49)
+    fine = Conditions.grid(t, x[:, None] @ box.axes)
+    steps = 100 if args.short else 6000
+    run = ParallelTempering(ensemble, lattice, fine, (len(t), len(x)), seed=11)
+    result = run.run(steps, burn_in=steps // 4, interval=steps // 60)
+    every = np.arange(len(fine)).reshape(len(t), len(x))[::2, ::2].ravel()
+    c = result.configurations
+    kept = c[torch.as_tensor(np.isin(c.chain.numpy(), every))]
+    return thermodynamics.density_of_states(kept, known=(result.conditions, result.log_z))
+
+
+def line_positions(box, line, x) -> np.ndarray:
+    """Positions along the line of the box's own chemical potentials."""
+    mu = x[:, None] @ box.axes
+    return (
+        (mu - mu.mean(1, keepdims=True))
+        @ (line.direction - line.direction.mean())
+        / ((line.direction - line.direction.mean()) @ line.direction)
+    )
+
+
+def boundaries_apart(a, b) -> dict:
+    """Largest differences of two diagrams along lines that both have, and z-scores."""
+    dx, dmu, zx, zmu = [], [], [], []
+    other = {frozenset(line.phases): line for line in b.boundaries}
+    for one in a.boundaries:
+        two = other.get(frozenset(one.phases))
+        if two is None:
+            print(f"only the model has {one.phases}")
+            continue
+        order = [two.phases.index(name) for name in one.phases]
+        for i in np.flatnonzero(one.stable):
+            j = np.flatnonzero(np.abs(two.temperature.value - one.temperature.value[i]) < 1e-6)
+            if len(j) == 0 or not two.stable[j[0]]:
+                continue
+            x1, e1 = one.composition.value[i], one.composition.error[i]
+            x2, e2 = two.composition.value[j[0]][order], two.composition.error[j[0]][order]
+            dx += list(x1 - x2)
+            zx += list((x1 - x2) / np.hypot(e1, e2))
+            dmu.append(one.mu.value[i] - two.mu.value[j[0]])
+            zmu.append(dmu[-1] / np.hypot(one.mu.error[i], two.mu.error[j[0]]))
+    out = {"boundary_points": len(dmu), "boundary_points_of_model": points(a)}
+    if dmu:
+        out |= {
+            "composition_largest_difference": float(np.abs(dx).max()),
+            "composition_z_rms": float(np.sqrt(np.mean(np.square(zx)))),
+            "composition_within_two_errors": float(np.mean(np.abs(zx) < 2)),
+            "mu_largest_difference_eV": float(np.abs(dmu).max()),
+            "mu_z_rms": float(np.sqrt(np.mean(np.square(zmu)))),
+        }
+    for p in a.points:
+        same = [q for q in b.points if set(q.phases) == set(p.phases)]
+        name = " + ".join(p.phases)
+        out[f"three phases {name} (K)"] = float(p.temperature.value)
+        if same:
+            d = float(p.temperature.value - same[0].temperature.value)
+            out[f"three phases {name}, difference (K)"] = d
+    return out
+
+
+def points(diagram) -> int:
+    return int(sum(b.stable.sum() for b in diagram.boundaries))
+
+
+def maxima_apart(a, b) -> dict:
+    """Differences of the temperatures of heat-capacity maxima at the same fields."""
+    d = a.temperature.value - b.temperature.value
+    z = d / np.hypot(a.temperature.error, b.temperature.error)
+    both = np.isfinite(d) & np.isfinite(z)
+    return {
+        "heat_capacity_maxima": int(both.sum()),
+        "maximum_largest_difference_K": float(np.abs(d[both]).max()) if both.any() else np.nan,
+        "maximum_z_rms": float(np.sqrt(np.mean(z[both] ** 2))) if both.any() else np.nan,
+    }
+
+
 # ------------------------------------------------------------------ main
-PARTS = {"cuau16": cuau16, "hull": hull, "ising10": ising10, "ising20": ising20}
+PARTS = {
+    "cuau16": cuau16,
+    "hull": hull,
+    "ising10": ising10,
+    "ising20": ising20,
+    "cuau64": cuau64,
+}
 
 
 def main() -> None:
