@@ -32,6 +32,17 @@ def cost(ax: Axes, table: CostTable, *, quantity: str = "seconds") -> Axes:
     ------
     ValueError
         If the quantity is neither, or all routes cost nothing.
+
+    Examples
+    --------
+    >>> from clease_nn.cost import Cost, Route, cost_table
+    >>> from clease_nn.plotting import figure
+    >>> neural = Route("neural", Cost(seconds=10.0, training_seconds=90.0), 100, error=0.1)
+    >>> chains = Route("chains", Cost(seconds=100.0), 100, error=0.1)
+    >>> fig, ax = figure()
+    >>> ax = cost(ax, cost_table([neural, chains], unit="meV per site"))
+    >>> [text.get_text() for text in ax.texts]  # where the lines cross
+    ['100']
     """
     if quantity not in _LABELS:
         raise ValueError(f"quantity must be one of {tuple(_LABELS)}, got {quantity!r}")

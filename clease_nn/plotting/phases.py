@@ -73,6 +73,24 @@ def phase_diagram(
     See Also
     --------
     boundary_points : points of another calculation on top.
+
+    Examples
+    --------
+    >>> from clease_nn import phases
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> from clease_nn.ensemble import SemiGrandCanonical
+    >>> from clease_nn.lattice import Lattice
+    >>> from clease_nn.plotting import figure
+    >>> from clease_nn.thermodynamics import DensityOfStates
+    >>> lattice = Lattice.square(4)
+    >>> states = SemiGrandCanonical(ising_energy(lattice, 0.02)).enumerate(lattice)
+    >>> dos = DensityOfStates.exact(states)
+    >>> line = phases.ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
+    >>> found = phases.identify(dos, line, [300, 450])
+    >>> fig, ax = figure()
+    >>> ax = phase_diagram(ax, phases.phase_diagram(dos, found, line, [300, 375, 450]))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['first-order', 'two phases']
     """
     if against not in ("composition", "mu"):
         raise ValueError(f"against must be 'composition' or 'mu', got {against!r}")
