@@ -39,6 +39,7 @@ __all__ = ["DensityOfStates", "Moments"]
 _FEWEST = 50.0  # effective states below which nothing is said
 _DOUBTFUL = 200.0  # effective states below which a warning is given
 _HIGHEST_K = 0.7
+_LARGE_SHARE = 0.01  # of the whole weight on one state, from which on a heavy tail matters
 _NEGLIGIBLE = 1e-13  # of the whole weight; rows below it are left out of sums
 
 
@@ -422,8 +423,8 @@ class DensityOfStates:
         cov = m.estimate(covariance)
         k_hat = nan
         if not self.is_exact:
-            k_hat = pareto_k(np.log(support.w))
-            if m.ess < _DOUBTFUL or (k_hat > _HIGHEST_K and m.ess < 0.5 * n):
+            k_hat = _tail_shape(support.w)
+            if m.ess < _DOUBTFUL or (k_hat > _HIGHEST_K and support.w.max() > _LARGE_SHARE):
                 doubts.append((m.ess, f"{name(condition)}: {m.ess:.0f} effective, k {k_hat:.2f}"))
         ness = nan if self.is_exact else m.ess / n
         out = {
@@ -461,6 +462,21 @@ def name(condition: Conditions) -> str:
     """One condition in words."""
     mu = ", ".join(f"{m:.4g}" for m in condition.mu[0].tolist())
     return f"T = {condition.temperature[0].item():g} K, mu = ({mu}) eV"
+
+
+def _tail_shape(w: np.ndarray) -> float:
+    """Pareto shape of weights, not above what the largest of them allows.
+
+    Combined weights are bounded, and many states of one level share theirs: the plain fit may
+    find any shape among them. The largest of m weights of shape k stands about m^k above the
+    threshold.
+    """
+    size = int(min(0.2 * len(w), 3 * np.sqrt(len(w))))
+    k = pareto_k(np.log(w))
+    if size < 5 or not k > 0:
+        return k
+    ordered = np.partition(w, len(w) - size - 1)
+    return min(k, float(np.log(w.max() / ordered[len(w) - size - 1]) + 0.7) / np.log(size))
 
 
 def _spread(replicas: np.ndarray) -> float:

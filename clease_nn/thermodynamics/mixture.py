@@ -17,6 +17,7 @@ from clease_nn.thermodynamics.pooling import Pool
 
 __all__ = ["density_of_states", "start", "states_of"]
 
+_CONTRADICTION = 8.0  # standard errors between the two ways to know ln Z
 _LINK = 4.0  # effective samples that two groups of conditions must share: ln Z to 0.5
 
 
@@ -74,6 +75,7 @@ def density_of_states(
     f, multipliers, f_replicas, ratio, solved = _joint(
         model, f, measured, precision, resampled, log_z
     )
+    _check_agreement(sets, f, measured, precision)
     factors = factors[:, solved]
     factors /= ratio[state][:, solved]
     shift = np.zeros(len(sets))
@@ -235,6 +237,20 @@ def _smooth(f, shared, measured, precision) -> np.ndarray:
     d = (measured - f)[k]
     gain = np.linalg.solve(covariance[np.ix_(k, k)] + np.diag(1 / precision[k]), d)
     return f + covariance[:, k] @ gain
+
+
+def _check_agreement(sets, f, measured, precision) -> None:
+    """Mean weights and the overlap with other conditions must tell the same ln Z."""
+    known = precision > 0
+    apart = np.where(known, np.abs(f - np.where(known, measured, 0.0)) * np.sqrt(precision), 0.0)
+    k = int(np.argmax(apart))
+    if apart[k] > _CONTRADICTION:
+        raise NotDeterminedError(
+            f"at {name(sets[k].condition)} the mean weight says ln Z = {measured[k]:.3f} +- "
+            f"{precision[k] ** -0.5:.3f}, which contradicts {f[k]:.3f} by its overlap with other "
+            "conditions: a phase that was never drawn there, or a log_prob of other draws. Train "
+            "the model longer there, or leave this condition out"
+        )
 
 
 def _joint(model, f, measured, precision, weights, resampled):

@@ -10,7 +10,7 @@ __all__ = ["bootstrap_factors", "chain_blocks", "common_blocks"]
 
 _BLOCK = 4.0  # length of a block in units of the autocorrelation time
 _FEWEST_BLOCKS = 4
-_FEWEST_COMMON = 16  # blocks that all chains of a run share
+_FEWEST_COMMON, _MOST_COMMON = 16, 32  # blocks that all chains of a run share
 
 
 def bootstrap_factors(
@@ -113,7 +113,7 @@ def common_blocks(series: list[np.ndarray], tau: float) -> tuple[np.ndarray, flo
     What one chain of a parallel tempering run gives away a neighbour gets, so that their errors
     are correlated, and a slow configuration comes back later. Blocks are cut through all chains
     at the same times, about four autocorrelation times long, by the slower of single chains and
-    of sums over all of them.
+    of sums over all of them; 16 to 32 of them, since slow exchanges are hidden in short runs.
 
     Parameters
     ----------
@@ -135,4 +135,8 @@ def common_blocks(series: list[np.ndarray], tau: float) -> tuple[np.ndarray, flo
         if moving.any():
             together = ((x - x.mean(0))[:, moving] / scale[moving]).sum(1)
             times.append(integrated_autocorrelation_time(together))
-    return chain_blocks([len(series[0])], max(times), _FEWEST_COMMON)
+    steps = len(series[0])
+    blocks, inflation = chain_blocks([steps], max(times), _FEWEST_COMMON)
+    if blocks[-1] >= _MOST_COMMON:
+        blocks = np.arange(steps) * _MOST_COMMON // steps
+    return blocks, inflation
