@@ -248,3 +248,24 @@ def test_recipes_are_symbols_with_their_own_name(ax):
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
     assert texts == ["first-order", "common tangent", "two phases"]
     assert {t.get_text() for t in ax.texts} == {"Cu-rich", "Au-rich"}
+
+
+@pytest.mark.parametrize("against", ["composition", "mu"])
+def test_an_ordered_phase_is_named_between_its_neighbours(ax, against):
+    """Two boundaries, three fields: the name in the middle lies between the two lines."""
+    t = np.linspace(300, 500, 9)
+    low = np.stack([0.05 + 0 * t, 0.35 - 0.0002 * (t - 300)], 1)
+    first = Boundary(
+        "first-order", ("A1", "L10"), estimate(t), estimate(0 * t - 0.05, 0.001),
+        estimate(low, 0.005), None, np.ones(9, bool),
+    )  # fmt: skip
+    second = Boundary(
+        "first-order", ("L10", "A1"), estimate(t), estimate(0 * t + 0.05, 0.001),
+        estimate(1 - low[:, ::-1], 0.005), None, np.ones(9, bool),
+    )  # fmt: skip
+    plotting.phase_diagram(ax, diagram(first, second, phases=("A1", "L10")), against=against)
+    at = {text.get_text(): text.get_position() for text in ax.texts}
+    left, right = (0.35, 0.65) if against == "composition" else (-0.05, 0.05)
+    assert left < at["L10"][0] < right
+    position, temperature = at["A1"]
+    assert temperature > 500 or not left < position < right
