@@ -110,7 +110,8 @@ def study(
         diagram = replace(diagram, boundaries=(*diagram.boundaries, maxima))
 
     host = HostChains(data, size, line.species, args.seed, sweeps=20 if args.short else 300)
-    ties = [host.both_sides(dos, found, line, b) for b in diagram.boundaries if b.slope is not None]
+    lines = [b for b in diagram.boundaries if b.slope is not None]
+    ties = [host.both_sides(dos, found, line, b) for b in lines]
     mus = np.linspace(*c1, 4 if args.short else 13)
     rising, falling, spent = host.sweep(isotherms, mus)
     curves = compositions(dos, line, isotherms, mus)
@@ -132,7 +133,8 @@ def study(
             "monte_carlo_falling": as_json(falling),
         },
         "monte_carlo_at_boundaries": [
-            {"temperature": t.value.tolist(), "composition": as_json(x)} for t, x in ties
+            {"phases": b.phases, "temperature": t.value.tolist(), "composition": as_json(x)}
+            for b, (t, x) in zip(lines, ties, strict=True)
         ],
         "cost": [] if table is None else table.to_rows(),
         "seconds": time.perf_counter() - start,
@@ -180,7 +182,7 @@ class HostChains:
     """
 
     def __init__(self, data: dict, size, species: str, seed: int, sweeps: int):
-        self.data, self.size, self.species, self.sweeps = data, size, species, sweeps
+        self.atoms, self.species, self.sweeps = emt_atoms(data, size), species, sweeps
         self.elements = data["settings"]["basis_elements"][0]
         self.rng = np.random.default_rng(seed)
 
@@ -194,7 +196,7 @@ class HostChains:
         path : sequence of float
             eV.
         """
-        atoms = emt_atoms(self.data, self.size)
+        atoms = self.atoms
         atoms.symbols[:] = symbols
         mc = SGCMonteCarlo(atoms, float(temperature), symbols=self.elements)
         recorder, shares, cost = None, [], []
@@ -236,7 +238,8 @@ class HostChains:
         temperatures : Estimate, shape (n,)
         compositions : Estimate, shape (n, 2)
         """
-        t, mu = boundary.temperature.value, boundary.mu.value
+        known = boundary.stable & np.isfinite(boundary.temperature.value)
+        t, mu = boundary.temperature.value[known], boundary.mu.value[known]
         temperatures = np.linspace(
             t.min(), t.min() + 0.75 * np.ptp(t), 2 if self.sweeps < 50 else 6
         )
@@ -334,10 +337,14 @@ def phase_figure(diagram: phases.PhaseDiagram, ties) -> Figure:
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     plotting.phase_diagram(left, diagram)
-    for k, (temperature, ends) in enumerate(ties):
-        label = "CLEASE Monte Carlo, either side" if k == 0 else "_"
-        plotting.boundary_points(left, temperature, ends, label=label)
+    if ties:
+        temperature = np.concatenate([t.value for t, _ in ties])
+        value = np.concatenate([x.value for _, x in ties])
+        error = np.concatenate([x.error for _, x in ties])
+        ends, exact = Estimate(value, error, nan), Estimate(temperature, 0 * temperature, nan)
+        plotting.boundary_points(left, exact, ends, label="CLEASE Monte Carlo from either phase")
     plotting.phase_diagram(right, diagram, against="mu")
+    right.locator_params(axis="x", nbins=6)
     return figure
 
 
@@ -351,6 +358,7 @@ def other_figure(
         a, isotherms, mus, curves, species=line.species, mu_label=line.label,
         reference={"CLEASE, rising": rising, "CLEASE, falling": falling},
     )  # fmt: skip
+    a.locator_params(axis="x", nbins=6)
     canonical = thermodynamics.canonical(dos, isotherms)
     try:
         plotting.free_energy(
