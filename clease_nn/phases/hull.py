@@ -289,7 +289,7 @@ def formation_hull(
     """Lowest energy at each composition, formation energies and their convex hull.
 
     States above the hull are not listed as structures, only their lowest energy. Degeneracies
-    suppose that the energy has the symmetry of the lattice. Nothing here can know of states that
+    suppose that the energy has the symmetry of the crystal. Nothing here can know of states that
     are missing in the data: search at chemical potentials between all neighbours of the result,
     and see whether anything new appears.
 

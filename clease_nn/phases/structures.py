@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.formula import Formula
 
 from clease_nn.lattice import Lattice
-from clease_nn.symmetry import canonical_occupations
+from clease_nn.symmetry import canonical_occupations, structure_variants
 
 __all__ = ["Structure", "distinct_structures"]
 
@@ -24,7 +24,7 @@ class Structure:
     occupations : ndarray, shape (sites,), int8
         One representative (:func:`~clease_nn.symmetry.canonical_occupations`).
     degeneracy : int
-        Configurations of the supercell that its symmetry relates.
+        Configurations of the supercell that the symmetry of the crystal relates.
     """
 
     lattice: Lattice
@@ -91,7 +91,34 @@ class Structure:
         return Atoms(found[2], scaled_positions=found[1], cell=found[0], pbc=atoms.pbc)
 
 
-def distinct_structures(lattice, states, permutations) -> tuple[Structure, ...]:
-    """Structures that symmetry does not relate."""
-    structures = np.unique(canonical_occupations(np.unique(states, axis=0), permutations), axis=0)
-    return tuple(Structure(lattice, s, len(np.unique(s[permutations], axis=0))) for s in structures)
+def distinct_structures(
+    lattice: Lattice, states: np.ndarray, permutations: np.ndarray
+) -> tuple[Structure, ...]:
+    """Structures that the symmetry of the crystal does not relate.
+
+    Domains along different axes are one structure also where the shape of the supercell tells
+    them apart.
+
+    Parameters
+    ----------
+    lattice : Lattice
+    states : ndarray, shape (batch, sites), int8
+    permutations : ndarray, shape (operations, sites)
+        :func:`~clease_nn.symmetry.site_permutations` of the lattice.
+
+    Examples
+    --------
+    >>> from clease_nn.symmetry import site_permutations
+    >>> lattice = Lattice.square(4, 2)
+    >>> stripes = np.array([[0, 1] * 4, [0, 0, 1, 1] * 2], dtype=np.int8)
+    >>> [s.degeneracy for s in distinct_structures(lattice, stripes, site_permutations(lattice))]
+    [4]
+    """
+    left = np.unique(canonical_occupations(np.unique(states, axis=0), permutations), axis=0)
+    out = []
+    while len(left):
+        variants = structure_variants(lattice, left[0])
+        out.append(Structure(lattice, left[0], len(variants)))
+        related = canonical_occupations(variants, permutations)
+        left = left[~(left[:, None] == related[None]).all(2).any(1)]
+    return tuple(out)
