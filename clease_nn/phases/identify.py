@@ -122,7 +122,7 @@ def identify(
         own = eta[np.arange(len(dos)), nearest]
         for k, name in enumerate(structures):
             of = nearest == k
-            threshold = _valley_of_order(own[of], pooled[of], name, reasons)
+            threshold = _valley_of_order(own[of], pooled[of], dos.lattice.n_sites, name, reasons)
             hit = of & (own > threshold)
             kinds[hit] = k + 1
             if not hit.any():
@@ -289,13 +289,15 @@ def _formula(lattice: Lattice, x: np.ndarray, taken) -> str:
     return name
 
 
-def _valley_of_order(order, weights, name: str, reasons: list[str]) -> float:
+def _valley_of_order(order, weights, n_sites: int, name: str, reasons: list[str]) -> float:
     """The long-range order at which the pooled weight is least, between order and disorder."""
-    edges = np.linspace(-0.025, 1.125, 24)
-    h, _ = np.histogram(order, edges, weights=weights)
-    h = np.convolve(h, [0.25, 0.5, 0.25], mode="same")
+    edges = np.linspace(-0.2, 1.4, 161)
     centres = (edges[1:] + edges[:-1]) / 2
-    inside = np.flatnonzero((centres > 0.25) & (centres < 0.85))
+    # one atom changes order by about 2 / sites: wide enough to see no steps
+    width = max(0.04, 1.4 / n_sites)
+    kernel = np.exp(-0.5 * ((centres[:, None] - centres) / width) ** 2)
+    h = kernel @ np.histogram(order, edges, weights=weights)[0]
+    inside = np.flatnonzero((centres > 0.25) & (centres < 0.8))
     least = h[inside].min()
     middle = inside[h[inside] <= least * (1 + 1e-9)]
     k = int(middle[len(middle) // 2])

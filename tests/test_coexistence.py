@@ -1,0 +1,261 @@
+"""First-order lines: equal grand potentials of the phases' own states."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.units import kB
+from phase_toys import LINE, exact, sampled
+
+from clease_nn.errors import NotDeterminedError
+from clease_nn.lattice import Lattice
+from clease_nn.phases import (
+    ChemicalPotentialLine,
+    NoCoexistenceError,
+    Phases,
+    coexistence,
+    identify,
+    trace,
+)
+
+PAIR = ("poor", "rich")
+
+
+def by_amount(dos, cut=8, **kwargs):
+    """States with fewer and with more Au atoms than a number."""
+    n = dos.counts[:, 1]
+    labels = np.select([n < cut, n > cut], [0, 1], -1)
+    return Phases.given(dos, labels, PAIR, same_order=True, **kwargs)
+
+
+# ------------------------------------------------------------------ exact states
+@pytest.mark.parametrize("temperature", [150.0, 300.0, 600.0])
+def test_a_symmetric_gap_lies_at_zero(temperature):
+    """Up and down of an Ising ferromagnet coexist without a field, with mirrored compositions."""
+    dos = exact("gap")
+    point = coexistence(dos, by_amount(dos), PAIR, LINE, temperature)
+    assert abs(point.mu.value) < 1e-10
+    assert point.composition.value.sum() == pytest.approx(1, abs=1e-12)
+    assert abs(point.slope.value) < 1e-12
+    assert point.mu.error == 0 and point.separate
+
+
+def test_grand_potentials_are_equal():
+    """At the point found the restricted densities of states have one ln Z."""
+    dos = exact("asymmetric")
+    phases = by_amount(dos)
+    point = coexistence(dos, phases, PAIR, LINE, 400.0)
+    at = LINE.at(400.0, point.mu.value)
+    a, b = (phases.restricted(dos, name) for name in PAIR)
+    assert a.log_z(at).value[0] == pytest.approx(b.log_z(at).value[0], abs=1e-9)
+    for k, part in enumerate((a, b)):
+        [own] = part.averages(at)
+        assert point.composition.value[k] == pytest.approx(own.composition.value[1], abs=1e-12)
+    jump = b.averages(at)[0].entropy.value - a.averages(at)[0].entropy.value
+    assert point.entropy_jump.value == pytest.approx(jump, rel=1e-8)
+
+
+@pytest.mark.parametrize("temperature", [250.0, 500.0])
+def test_slope_is_that_of_clausius_and_clapeyron(temperature):
+    """The slope from the jumps is the derivative of the line itself."""
+    dos = exact("asymmetric")
+    phases = by_amount(dos)
+    h = 0.1
+    low, mid, high = (coexistence(dos, phases, PAIR, LINE, temperature + d) for d in (-h, 0.0, h))
+    slope = (high.mu.value - low.mu.value) / (2 * h)
+    assert abs(slope) > 1e-7
+    assert mid.slope.value == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_line_may_start_anywhere_and_have_any_gauge():
+    """An origin shifts t, a constant added to all chemical potentials changes nothing."""
+    dos = exact("asymmetric")
+    phases = by_amount(dos)
+    t = coexistence(dos, phases, PAIR, LINE, 400.0).mu.value
+    moved = ChemicalPotentialLine("Au", [-0.5, 0.5], [0.3, 0.31], "")
+    other = coexistence(dos, phases, PAIR, moved, 400.0).mu.value
+    assert other == pytest.approx(t - 0.01, abs=1e-10)
+
+
+def test_differences_of_ln_z_are_enough():
+    """Data that know Z up to a factor give the same point."""
+    dos = exact("asymmetric")
+    relative = replace(dos, log_g=dos.log_g - 7.0, absolute=False)
+    points = [coexistence(d, by_amount(d), PAIR, LINE, 400.0) for d in (dos, relative)]
+    assert points[0].mu.value == pytest.approx(points[1].mu.value, abs=1e-10)
+
+
+def test_variants_count_once():
+    """At low temperature the line is that of the ground states, not kT ln 2 beside it.
+
+    Antiferromagnet: checkerboard -2 J a site, pure Cu +2 J a site: 64 J between them for 8 atoms;
+    both phases have one ground state once the two checkerboards count as one.
+    """
+    dos = exact("order")
+    n = dos.counts[:, 1]
+    labels = np.select([n == 0, (dos.energy < -0.63) & (n == 8)], [0, 1], -1)
+    assert (labels == 1).sum() == 2
+    for g, shift in ((1.0, np.log(2.0)), (2.0, 0.0)):
+        phases = Phases.given(dos, labels, PAIR, degeneracy=[1.0, g])
+        point = coexistence(dos, phases, PAIR, LINE, 300.0)
+        assert point.mu.value == pytest.approx((-1.28 - kB * 300 * shift) / 8, abs=1e-10)
+
+
+# ------------------------------------------------------------------ samples
+def test_errors_from_samples_are_calibrated():
+    """Deviations from the exact point are as large as the errors say."""
+    temperatures = (400.0, 500.0)
+    true = exact("asymmetric")
+    labels = {T: coexistence(true, by_amount(true), PAIR, LINE, T) for T in temperatures}
+    at = [labels[T].mu.value for T in temperatures]
+    ts = [min(at) - 0.01, *at, max(at) + 0.01]
+    z = {"mu": [], "x": [], "slope": [], "jump": []}
+    for seed in range(40):
+        dos = sampled("asymmetric", temperatures, ts, 400, seed, n_resamples=60)
+        phases = by_amount(dos)
+        for T in temperatures:
+            point, ref = coexistence(dos, phases, PAIR, LINE, T), labels[T]
+            z["mu"].append(point.mu.z(ref.mu.value))
+            z["x"].extend(point.composition.z(ref.composition.value))
+            z["slope"].append(point.slope.z(ref.slope.value))
+            z["jump"].append(point.entropy_jump.z(ref.entropy_jump.value))
+    for name, values in z.items():
+        values = np.array(values)
+        # 40 independent runs; the numbers of one run are correlated
+        assert abs(values.mean()) < 4 / np.sqrt(40), (name, values.mean())
+        assert 0.75 < values.std() < 1.25, (name, values.std())
+        assert np.abs(values).max() < 5, name
+
+
+def test_too_few_states_of_a_phase_decide_nothing():
+    """A phase with a handful of samples gives no point but the advice to sample it."""
+    dos = sampled("gap", [400.0], [-0.01, 0.0, 0.01], 400, 3)
+    n = dos.counts[:, 1]
+    few = dos.restricted((n < 8) | (np.cumsum(n > 8) <= 20))
+    with pytest.raises(NotDeterminedError, match=r"effective states of rich.*Remedy"):
+        coexistence(few, by_amount(few), PAIR, LINE, 400.0)
+
+
+def test_a_phase_never_sampled_decides_nothing():
+    """It has no grand potential."""
+    dos = exact("gap")
+    dos = dos.restricted(dos.counts[:, 1] < 8)
+    with pytest.raises(NotDeterminedError, match="rich was never sampled"):
+        coexistence(dos, by_amount(dos), PAIR, LINE, 300.0)
+
+
+# ------------------------------------------------------------------ pairs with two points
+def test_a_dome_has_two_sides():
+    """The ordered phase meets disorder on either side; the pair's order tells which is meant."""
+    dos = exact("order")
+    phases = identify(dos, LINE, np.arange(200, 1201, 100))
+    left = coexistence(dos, phases, ("disordered", "CuAu"), LINE, 300.0)
+    right = coexistence(dos, phases, ("CuAu", "disordered"), LINE, 300.0)
+    assert left.mu.value == pytest.approx(-right.mu.value, abs=1e-10)
+    assert left.composition.value == pytest.approx(1 - right.composition.value[::-1], abs=1e-9)
+    assert (np.diff(left.composition.value) > 0).all()
+
+
+def test_several_points_need_a_choice():
+    """Two crossings of one pair: the nearest is taken, and without a hint they are listed."""
+    dos = exact("ideal")
+    n = dos.counts[:, 1].astype(int)
+    # ln of the weight of n atoms is a parabola; its stretches belong to a and b by turns
+    labels = np.where(np.isin(n, (0, 8)), 0, np.where(np.isin(n, (4, 12)), 1, -1))
+    bumps = replace(dos, log_g=-(3.0 * (n - 8.0) ** 2) / 16 - np.log(np.bincount(n)[n]))
+    phases = Phases.given(bumps, labels, PAIR)
+    with pytest.raises(ValueError, match="say which with near="):
+        coexistence(bumps, phases, PAIR, LINE, 300.0)
+    first, second = (coexistence(bumps, phases, PAIR, LINE, 300.0, near=t) for t in (-1.0, 1.0))
+    assert first.mu.value < second.mu.value
+    # 0 | 4 and 8 | 12: slopes of the parabola of curvature 3/8 at 2 and 10
+    assert first.mu.value == pytest.approx(-kB * 300 * 3 / 8 * 6, abs=1e-3)
+    assert second.mu.value == pytest.approx(kB * 300 * 3 / 8 * 2, abs=1e-3)
+
+
+# ------------------------------------------------------------------ lines
+def test_the_traced_line_is_made_of_its_points():
+    """Every temperature has the point found alone; the end lies where the valley fills."""
+    dos = exact("asymmetric")
+    phases = by_amount(dos)
+    temperatures = [200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 900.0]
+    line = trace(dos, phases, PAIR, LINE, temperatures)
+    for T, t, x in zip(line.temperature.value, line.mu.value, line.composition.value, strict=True):
+        point = coexistence(dos, phases, PAIR, LINE, T)
+        assert point.separate
+        assert t == pytest.approx(point.mu.value, abs=1e-12)
+        assert x == pytest.approx(point.composition.value, abs=1e-12)
+    end = line.temperature.value[-1]
+    assert 500 < end < 900
+    assert not coexistence(dos, phases, PAIR, LINE, end + 5).separate
+    assert line.stable.all()
+    assert "cannot be told apart" in line.reason
+    assert "below 200 K: no temperature was asked for" in line.reason
+
+
+def test_a_third_phase_takes_over():
+    """Where half-filled states are made many, the gap is not stable any more."""
+    dos = exact("gap")
+    n = dos.counts[:, 1]
+    dos = replace(dos, log_g=dos.log_g + 20.0 * (n == 8))
+    phases = Phases.given(dos, np.select([n < 8, n > 8], [0, 1], 2), [*PAIR, "middle"])
+    line = trace(dos, phases, PAIR, LINE, [150.0, 400.0])
+    assert abs(line.mu.value).max() < 1e-10
+    assert line.stable.tolist() == [True, False]
+    assert "not stable from 400 to 400 K, where it is middle" in line.reason
+
+
+def test_bad_input_is_refused():
+    """Unknown phases, wrong labels, temperatures and lines: each message names the culprit."""
+    dos = exact("gap")
+    phases = by_amount(dos)
+    with pytest.raises(ValueError, match="no phase 'liquid'"):
+        coexistence(dos, phases, ("poor", "liquid"), LINE, 300.0)
+    with pytest.raises(ValueError, match="two different phases"):
+        coexistence(dos, phases, ("poor", "poor"), LINE, 300.0)
+    with pytest.raises(ValueError, match="positive and finite"):
+        coexistence(dos, phases, PAIR, LINE, -300.0)
+    with pytest.raises(ValueError, match="65536 labels for 39203 states"):
+        coexistence(dos.restricted(dos.counts[:, 1] < 9), phases, PAIR, LINE, 300.0)
+    with pytest.raises(NoCoexistenceError, match="rich is the poorer"):
+        coexistence(dos, phases, PAIR[::-1], LINE, 300.0)
+    with pytest.raises(NoCoexistenceError):
+        trace(dos, phases, PAIR[::-1], LINE, [300.0, 400.0])
+    with pytest.raises(ValueError, match="positive and finite"):
+        trace(dos, phases, PAIR, LINE, [])
+    other = ChemicalPotentialLine.exchange(Lattice.square(2, species=("Cu", "Ag")), "Ag", "Cu")
+    with pytest.raises(ValueError, match="the line is for"):
+        coexistence(dos, phases, PAIR, other, 300.0)
+
+
+def test_a_temperature_the_data_do_not_reach_is_refused():
+    """Far below the sampled temperatures no point is determined."""
+    dos = sampled("asymmetric", [900.0], [-0.02, 0.0, 0.02], 200, 5)
+    with pytest.raises((NotDeterminedError, NoCoexistenceError)):
+        coexistence(dos, by_amount(dos), PAIR, LINE, 60.0)
+
+
+# ------------------------------------------------------------------ the line itself
+def test_positions_along_a_line_ignore_the_gauge():
+    """A constant added to all chemical potentials, or a component across, moves nothing."""
+    lattice = Lattice.square(2, species=("Cu", "Au", "Ag"))
+    line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu", origin=[0.1, 0.0, 0.2])
+    at = line.at(300.0, [-0.2, 0.0, 0.3])
+    moved = replace(at, mu=at.mu + 0.7)
+    assert line.position(at) == pytest.approx([-0.2, 0.0, 0.3], abs=1e-12)
+    assert line.position(moved) == pytest.approx([-0.2, 0.0, 0.3], abs=1e-12)
+    again = ChemicalPotentialLine.from_dict(line.to_dict())
+    assert again.mu(0.3) == pytest.approx(line.mu(0.3)) and again.label == line.label
+
+
+def test_the_span_is_where_data_are():
+    """Sampled conditions bound it; exact states are followed to both ends."""
+    dos = sampled("gap", [400.0, 500.0], [-0.02, 0.01], 60, 0)
+    assert LINE.span(dos, 300.0) == pytest.approx((-0.02, 0.01))
+    low, high = LINE.span(exact("gap"), 900.0)
+    x = LINE.composition(exact("gap"))
+    ends = exact("gap").mean(x, LINE.at(900.0, [low, high])).value
+    assert ends[0] < 0.1 and ends[1] > 0.9
+    one = exact("gap").restricted(exact("gap").counts[:, 1] == 3)
+    with pytest.raises(ValueError, match="nothing changes"):
+        LINE.span(one, 300.0)
