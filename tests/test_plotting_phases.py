@@ -1,10 +1,13 @@
 """Laws of the phase diagrams' figures: lines, bands, tie lines and names are the diagram's."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
 
 from clease_nn import plotting
 from clease_nn.lattice import Lattice
@@ -68,22 +71,48 @@ def test_against_mu_there_is_one_line(ax):
     assert ax.get_xlabel() == r"$\mu_\mathrm{Au}$ - $\mu_\mathrm{Cu}$ (eV)"
 
 
-@pytest.mark.parametrize("against", ["composition", "mu"])
-def test_bands_reach_two_errors(ax, against):
-    """Every point minus and plus two errors is a corner of a band."""
+def bands(ax):
+    """Outlines of the bands as paths in data coordinates."""
+    return [p.get_path() for p in ax.patches if isinstance(p, Polygon)]
+
+
+def test_bands_reach_two_errors(ax):
+    """Along a straight line points within two errors lie in the band, others do not."""
     b = gap()
-    plotting.phase_diagram(ax, diagram(b), against=against)
-    corners = {
-        tuple(np.round(v, 9))
-        for c in ax.collections
-        if isinstance(c, PolyCollection)
-        for path in c.get_paths()
-        for v in path.vertices
-    }
-    expected = b.mu if against == "mu" else b.composition[:, 0]
-    for t, x, e in zip(T, expected.value, expected.error, strict=True):
-        assert tuple(np.round([x - 2 * e, t], 9)) in corners
-        assert tuple(np.round([x + 2 * e, t], 9)) in corners
+    plotting.phase_diagram(ax, diagram(b), against="mu")
+    [band] = bands(ax)
+    x, e = b.mu.value[1:-1], b.mu.error[1:-1]
+    for side in (-1, 1):
+        assert band.contains_points(np.column_stack([x + side * 1.98 * e, T[1:-1]])).all()
+        assert not band.contains_points(np.column_stack([x + side * 2.02 * e, T[1:-1]])).any()
+
+
+def test_bands_of_both_compositions(ax):
+    """Each end of the tie lines has a band of its own width."""
+    b = gap(composition=np.stack([0 * T + 0.2, 0 * T + 0.7], 1))
+    b = replace(b, composition=estimate(b.composition.value, [0.01, 0.03]))
+    plotting.phase_diagram(ax, diagram(b))
+    widths = [np.ptp(band.vertices[:, 0]) for band in bands(ax)]
+    np.testing.assert_allclose(widths, [0.04, 0.12])
+
+
+def test_a_level_line_has_no_spikes(ax):
+    """Where mu(T) runs level its error diverges, but not the band: T is known there."""
+    mu = np.linspace(-0.05, 0.05, 41)
+    t = 600 - 4e4 * mu**2
+    slope = np.maximum(8e4 * np.abs(mu), 100.0)
+    x = np.stack([0.5 + mu] * 2, 1)
+    b = Boundary(
+        "first-order", ("A1", "L12"), estimate(t), estimate(mu, 3.0 / slope), estimate(x), None,
+        np.ones(41, bool),
+    )  # fmt: skip
+    plotting.phase_diagram(ax, diagram(b, phases=("A1", "L12")), against="mu")
+    [band] = bands(ax)
+    away = np.abs(mu[1:-1]) > 0.01  # on the top itself the error is no longer linear
+    inside, outside = (np.column_stack([mu, t + d])[1:-1] for d in (4.5, 10.0))
+    assert band.contains_points(inside[away]).all()
+    assert not band.contains_points(outside).any()
+    assert np.abs(band.vertices[:, 0]).max() < 0.06
 
 
 def test_temperatures_with_errors_have_bands_along_temperature(ax):
@@ -98,8 +127,8 @@ def test_temperatures_with_errors_have_bands_along_temperature(ax):
     plotting.phase_diagram(ax, diagram(maximum, phases=("A1", "Cu3Au")))
     [line] = curves(ax)
     assert line.is_dashed()
-    [band] = [c for c in ax.collections if isinstance(c, PolyCollection)]
-    v = band.get_paths()[0].vertices
+    [band] = bands(ax)
+    v = band.vertices
     assert {np.round(t[2] - 14, 6), np.round(t[2] + 14, 6)} <= set(np.round(v[:, 1], 6))
 
 

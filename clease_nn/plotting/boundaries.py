@@ -44,7 +44,7 @@ def _ends(b: Boundary, run: np.ndarray, points) -> tuple[list, list]:
         for end, inner, out in ((run[0], run[1], found[0]), (run[-1], run[-2], found[1])):
             gap, ahead = at - both[end], both[end] - both[inner]
             near = np.abs(gap) <= 2 * np.median(steps, axis=0) + 4 * sure
-            if near.all() and gap[0] * ahead[0] >= 0:
+            if near.all() and gap[0] * ahead[0] > 0:
                 out.append(p)
     return found[0][:1], found[1][:1]
 
@@ -68,13 +68,8 @@ def _line(ax: Axes, b: Boundary, run, points, column):
     colour, marker, dashes = KINDS[b.kind]
     t, t_error, x, x_error = _curve(b, run, points, column)
     x_error, t_error = np.nan_to_num(x_error), np.nan_to_num(t_error)
-    band = {"color": light(colour), "lw": 0, "zorder": 2}
-    if x_error.any() and len(t) > 1:
-        ax.fill_betweenx(t, x - WIDE * x_error, x + WIDE * x_error, **band)
-    if t_error.any() and len(t) > 1:
-        order = np.argsort(x)
-        low, high = (t - WIDE * t_error)[order], (t + WIDE * t_error)[order]
-        ax.fill_between(x[order], low, high, **band)
+    if len(t) > 1 and (x_error.any() or t_error.any()):
+        ax.fill(*_band(ax, t, t_error, x, x_error), color=light(colour), lw=0, zorder=2)
     if len(t) == 1:
         bars = {"xerr": or_none(x_error), "yerr": or_none(t_error), "capsize": 2}
         ax.errorbar(x, t, color=colour, ls="", zorder=3, **bars)
@@ -82,6 +77,27 @@ def _line(ax: Axes, b: Boundary, run, points, column):
     style = {"color": colour, "ls": dashes, "lw": 1.6, "marker": marker, "ms": 3.5, "zorder": 3}
     ax.plot(x, t, markevery=(every // 2, every), **style)
     return t, x
+
+
+def _band(ax: Axes, t, t_error, x, x_error) -> tuple[np.ndarray, np.ndarray]:
+    """Outline of all curves within two errors, (positions, temperatures).
+
+    Where a line runs level its position at a temperature is hardly known, but its temperature is:
+    only the part of an error that is normal to the line moves the line. Of the two segments that
+    meet at a point the more level one tells how much: near the top of a dome the steeper one
+    belongs to temperatures far below.
+    """
+    width, height = np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())
+    steps = np.diff(np.column_stack([x / width, t / height]), axis=0)
+    normal = np.column_stack([steps[:, 1], -steps[:, 0]])
+    normal /= np.maximum(np.linalg.norm(normal, axis=1), 1e-12)[:, None]
+    before, after = np.insert(normal, 0, normal[0], 0), np.append(normal, normal[-1:], 0)
+    middle = before + after
+    middle /= np.maximum(np.linalg.norm(middle, axis=1), 1e-12)[:, None]
+    part = np.minimum(np.abs(before[:, 0]), np.abs(after[:, 0]))
+    size = np.hypot(part * x_error / width, middle[:, 1] * t_error / height)
+    dx, dt = (WIDE * size[:, None] * middle * [width, height]).T
+    return np.concatenate([x + dx, (x - dx)[::-1]]), np.concatenate([t + dt, (t - dt)[::-1]])
 
 
 def _dotted(ax: Axes, b: Boundary, column) -> None:

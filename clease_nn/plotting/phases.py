@@ -109,6 +109,7 @@ def phase_diagram(
         why = "\n".join(diagram.undetermined) or "it has no boundaries"
         say(ax, f"no boundary is determined:\n{why}")
         return ax
+    _limits(ax, seen, diagram.points, against)
     draw = draw_in_composition if against == "composition" else draw_in_mu
     lines = [b for b in seen if b.kind in KINDS]
     fields = [f for b in lines for f in draw(ax, b, diagram.points)]
@@ -120,7 +121,6 @@ def phase_diagram(
             symbols += draw_symbols(ax, b, against, *style)
     for point in diagram.points:
         draw_point(ax, point, against)
-    _limits(ax, seen, diagram.points, against)
     texts = {p: (names or {}).get(p, p) for p in diagram.phases}
     place_names(ax, fields, texts, regions(lines, diagram.points, against), symbols)
     _name_lines(ax, seen, diagram.points, against)
