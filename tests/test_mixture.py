@@ -298,7 +298,7 @@ def test_chains_alone_know_no_absolute_log_z():
 # ------------------------------------------------------------------ bad input
 def test_bad_data_are_refused():
     """Every error names what is wrong and what to do."""
-    c = weighted(20, 0)
+    c = weighted(40, 0)
     with pytest.raises(ValueError, match="no configurations"):
         density_of_states([])
     with pytest.raises(ValueError, match="no configurations"):
@@ -344,3 +344,9 @@ def test_a_wrong_log_prob_is_noticed():
     wrong = torch.where(c.conditions.mu[:, 1] > 0.2, c.log_prob - 2.0, c.log_prob)
     with pytest.raises(NotDeterminedError, match=r"mean weight says .* which contradicts"):
         density_of_states(replace(c, log_prob=wrong))
+
+
+def test_poor_weights_are_announced():
+    """A handful of effective samples a condition is warned of, with its name."""
+    with pytest.warns(LowESSWarning, match=r"fewer than 20 effective samples; worst: \d+ of 60"):
+        density_of_states(weighted(60, 0, 1.6, 0.2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,10 +15,12 @@ from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
+from clease_nn.warnings import LowESSWarning
 
 __all__ = ["density_of_states", "start", "states_of"]
 
 _CONTRADICTION = 8.0  # standard errors between the two ways to know ln Z
+_FEWEST_EFFECTIVE = 20.0  # samples of one condition, for an honest error of their weights
 _LINK = 4.0  # effective samples that two groups of conditions must share: ln Z to 0.5
 
 
@@ -29,6 +32,19 @@ def density_of_states(
     seed: int = 0,
 ) -> DensityOfStates:
     """Combine samples of many conditions into one density of states.
+
+    Ratios of the partition functions follow from the overlap of conditions (the multistate Bennett
+    acceptance ratio, for weighted samples with their effective numbers), their absolute values from
+    the mean importance weights. Both enter one likelihood (:mod:`~.multistate`): precise weights
+    keep every ln Z where it was measured and act as control variates on all averages, poor ones
+    leave the ratios to the overlap. On an enumerated 4 x 4 Ising model (15 conditions, NESS 0.99 /
+    0.85 / 0.58) the errors of ln Z were 0.7, 0.4 and 0.4 times those of single conditions and 0.1,
+    0.3 and 0.6 times those of the acceptance ratio with one common constant; those of energies
+    0.1 to 0.2 times those of single conditions.
+
+    Errors come from a Bayesian bootstrap of rows within every condition, of blocks within chains,
+    of blocks of time common to all chains of a run with one chain a condition (they may have
+    exchanged configurations); every replica is solved anew.
 
     Parameters
     ----------
@@ -54,12 +70,35 @@ def density_of_states(
         or ``known`` names no sampled condition.
     NotDeterminedError
         If the conditions of chains fall apart into groups that share too few states to know the
-        ratio of their Z.
+        ratio of their Z, or mean weights contradict the overlap of the samples.
+
+    Warns
+    -----
+    LowESSWarning
+        If weighted draws of a condition have fewer than 20 effective samples: errors of such
+        weights are underestimated, and neighbours do not mend it.
+
+    Examples
+    --------
+    >>> from clease_nn.ensemble import SemiGrandCanonical
+    >>> from clease_nn.lattice import Lattice
+    >>> zero = SemiGrandCanonical(lambda lattice, x: torch.zeros(len(x)))
+    >>> at = Conditions([600.0, 600.0], [[0.0, 0.0], [0.0, 0.03]])
+    >>> x = torch.randint(2, (1000, 9), generator=torch.Generator().manual_seed(0))
+    >>> c = Configurations(
+    ...     Lattice.square(3), at.repeat(500), x, log_prob=torch.full((1000,), -9 * np.log(2))
+    ... )
+    >>> dos = density_of_states(zero.score(c))
+    >>> never_sampled = Conditions([600.0], [[0.0, 0.015]])
+    >>> exact = 9 * np.log(1 + np.exp(0.015 * never_sampled.beta[0].item()))
+    >>> bool(abs(dos.log_z(never_sampled)[0].z(exact)) < 3)
+    True
     """
     if n_resamples < 2:
         raise ValueError(f"errors need at least two replicas, got n_resamples = {n_resamples}")
     pool = Pool([c] if isinstance(c, Configurations) else list(c))
     sets, at = pool.sets, pool.conditions
+    _warn_of_poor_weights(sets)
     weight = pool.of_rows([s.effective * s.weight for s in sets])
     model, state = states_of(pool)
     measured = np.array([s.log_z for s in sets])
@@ -100,6 +139,20 @@ def density_of_states(
         sampled=at,
         provenance=pool.provenance,
     )
+
+
+def _warn_of_poor_weights(sets) -> None:
+    poor = [s for s in sets if s.error < np.inf and s.effective < _FEWEST_EFFECTIVE]
+    if poor:
+        worst = min(poor, key=lambda s: s.effective)
+        warnings.warn(
+            f"weighted draws of {len(poor)} of {len(sets)} conditions have fewer than "
+            f"{_FEWEST_EFFECTIVE:.0f} effective samples; worst: {worst.effective:.0f} of "
+            f"{len(worst.rows)} at {name(worst.condition)}. Remedy: draw more samples, or train "
+            "the model longer there",
+            LowESSWarning,
+            stacklevel=3,
+        )
 
 
 def states_of(pool: Pool) -> tuple[MultistateLikelihood, np.ndarray]:
