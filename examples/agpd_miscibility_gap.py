@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 from phase_study import arguments, study
 
 from clease_nn.hosts.clease.examples import agpd_emt_data
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         agpd_emt_data(),
         args,
         temps=(250.0, 800.0),
-        c1=(-0.02, 0.02),
+        c1=(-0.015, 0.015),
+        grid=1e-3 * np.array([-15, -10, -7, -5, -4, -3, -2, -1, -0.5, 0, 1, 3, 6, 10, 15]),
         isotherms=[300.0, 450.0, 600.0],
     )
 

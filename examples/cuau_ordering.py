@@ -4,8 +4,8 @@
     python examples/cuau_ordering.py --short    # 16 sites, seconds
 
 The expansion is fitted to ASE's effective medium potential (examples/fit_emt_expansion.py), which
-orders weakly: AuCu3 alone is ordered above 120 K, up to about 400 K, and gold separates from it.
-The real alloy has three ordered phases: this is a test case. What is done is in
+orders weakly: AuCu3 up to about 380 K, AuCu below about 190 K, and gold separates from both. The
+real alloy has three ordered phases, up to 680 K: this is a test case. What is done is in
 examples/phase_study.py.
 """
 
@@ -28,9 +28,18 @@ def main(argv: Sequence[str] | None = None) -> dict:
         args,
         temps=(150.0, 600.0),
         c1=(-0.05, 0.03),
+        grid=np.concatenate(
+            [
+                np.linspace(-0.05, -0.033, 4),
+                np.linspace(-0.031, -0.023, 6),
+                np.linspace(-0.017, 0.005, 5),
+                np.linspace(0.007, 0.012, 6),
+                [0.016, 0.022, 0.03],
+            ]
+        ),
         isotherms=[200.0, 300.0, 450.0],
         order=np.linspace(-0.025, 0.0075, 14),
-        order_phases=("AuCu3", "disordered"),
+        ordered="AuCu3",
     )
 
 

@@ -48,7 +48,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--short", action="store_true", help="small cell, seconds of training")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is made")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training")
-    parser.add_argument("--samples", type=int, default=60, help="draws at each condition")
+    parser.add_argument("--samples", type=int, default=80, help="draws at each condition")
     parser.add_argument("--model", type=Path, help="a model to use; made if there is no such file")
     parser.add_argument("--seed", type=int, default=1)
     return parser
@@ -62,9 +62,10 @@ def study(
     temps: tuple[float, float],
     c1: tuple[float, float],
     size: tuple[int, int, int] = (4, 4, 4),
+    grid: Sequence[float] | None = None,
     isotherms: Sequence[float] | None = None,
     order: Sequence[float] = (),
-    order_phases: tuple[str, str] = ("", ""),
+    ordered: str = "",
 ) -> dict:
     """Train, draw, find the phases, check with CLEASE's Monte Carlo, and draw the figures.
 
@@ -80,24 +81,26 @@ def study(
         K; eV of CLEASE's ``c1_0``.
     size : tuple of int
         Primitive cells.
+    grid : sequence of float, optional
+        ``c1_0`` [eV] at which configurations are drawn, densest where phases coexist. Default:
+        15 over the range.
     isotherms : sequence of float, optional
         Temperatures [K] of isotherms and free energies. Default: three over the range.
     order : sequence of float
         ``c1_0`` [eV] at which maxima of the heat capacity are looked for: an order-disorder line.
-    order_phases : tuple of two str
-        Names of what meets there.
+    ordered : str
+        The phase below that line.
     """
     start = time.perf_counter()
     elements = data["settings"]["basis_elements"][0]
     size = (2, 2, 4) if args.short else size
-    n_temps, n_mu = (5, 5) if args.short else (10, 15)
+    n_temps = 5 if args.short else 10
+    grid = np.linspace(*c1, 5 if args.short else 15) if grid is None or args.short else grid
     isotherms = np.linspace(*temps, 5)[1:4] if isotherms is None else np.asarray(isotherms)
     args.out.mkdir(parents=True, exist_ok=True)
 
     sampler = trained_sampler(name, data, size, elements, args, temps, c1)
-    drawn = sampler.sample_grid(
-        args.samples, np.geomspace(*temps, n_temps), {"c1_0": np.linspace(*c1, n_mu)}
-    )
+    drawn = sampler.sample_grid(args.samples, np.geomspace(*temps, n_temps), {"c1_0": grid})
     dos = thermodynamics.density_of_states(drawn)
     line = sampler.line("c1_0")
 
@@ -106,18 +109,19 @@ def study(
     found = phases.identify(dos, line)
     diagram = phases.phase_diagram(dos, found, line, np.linspace(*temps, 9 if args.short else 24))
     if len(order):
-        maxima = phases.heat_capacity_maxima(dos, line, order, temps, phases=order_phases)
-        diagram = replace(diagram, boundaries=(*diagram.boundaries, maxima))
+        dome = order_line(dos, found, line, order, temps, ordered)
+        diagram = replace(diagram, boundaries=(*diagram.boundaries, *dome))
 
     host = HostChains(data, size, line.species, args.seed, sweeps=20 if args.short else 300)
     lines = [b for b in diagram.boundaries if b.slope is not None]
     ties = [host.both_sides(dos, found, line, b) for b in lines]
-    mus = np.linspace(*c1, 4 if args.short else 13)
-    rising, falling, spent = host.sweep(isotherms, mus)
+    mus = np.linspace(*c1, 13 if args.short else 49)
     curves = compositions(dos, line, isotherms, mus)
+    rising, falling, spent = host.sweep(isotherms, mus, every=4)
     table = costs(dos, curves, rising, falling, spent)
 
     print(f"\n{hull}\n\n{found}\n\n{boundary_table(diagram)}\n\n{table}")
+    print("examples/benchmarks/phase_map.py sets parallel tempering beside these two")
     picture = phase_figure(diagram, ties)
     picture.savefig(args.out / f"{name}_phase_diagram.png", dpi=120)
     picture = other_figure(dos, line, diagram, hull, isotherms, mus, curves, rising, falling, table)
@@ -163,6 +167,28 @@ def trained_sampler(name, data, size, elements, args, temps, c1) -> NeuralSGCSam
         sampler.fit(temps=temps, chem_pots={"c1_0": c1}, seed=args.seed, **options)
         sampler.save(model)
     return sampler
+
+
+def order_line(dos, found, line, mus, temps, ordered: str) -> list[phases.Boundary]:
+    """Both flanks of an order-disorder line, from maxima of the heat capacity."""
+    mus = np.asarray(mus)
+    outside = next(name for name in found.names if name not in found.structures)
+    maxima = phases.heat_capacity_maxima(dos, line, mus, temps)
+    if not maxima.stable.any():
+        return []
+    top = int(np.nanargmax(maxima.temperature.value))
+    flanks = (slice(None, top + 1), (outside, ordered)), (slice(top, None), (ordered, outside))
+    return [
+        replace(
+            maxima,
+            phases=pair,
+            temperature=maxima.temperature[rows],
+            mu=maxima.mu[rows],
+            composition=maxima.composition[rows],
+            stable=maxima.stable[rows],
+        )
+        for rows, pair in flanks
+    ]
 
 
 # ------------------------------------------------------------------ the host's Monte Carlo
@@ -214,38 +240,45 @@ class HostChains:
         mc.reset_eci()
         return shares, Cost.sum(cost)
 
-    def sweep(self, temperatures, mus) -> tuple[Estimate, Estimate, Cost]:
-        """Isotherms from pure crystals on, with rising and with falling ``c1_0``, (T, mu)."""
+    def sweep(self, temperatures, mus, every: int) -> tuple[Estimate, Estimate, Cost]:
+        """Isotherms from pure crystals on, with rising and with falling ``c1_0``, (T, mu).
+
+        Runs are made at every few of the ``mus`` only; the others are nan.
+        """
         found, total = [], []
         poor = next(e for e in self.elements if e != self.species)
-        for first, path, back in ((poor, mus, 1), (self.species, mus[::-1], -1)):
-            rows = []
-            for temperature in temperatures:
-                shares, cost = self.run(temperature, first, path)
-                rows.append(stacked(shares[::back]))
+        run = np.arange(0, len(mus), every)
+        for first, path in ((poor, run), (self.species, run[::-1])):
+            value, error = np.full((2, len(temperatures), len(mus)), nan)
+            for k, temperature in enumerate(temperatures):
+                shares, cost = self.run(temperature, first, mus[path])
+                value[k, path] = [e.value for e in shares]
+                error[k, path] = [e.error for e in shares]
                 total.append(cost)
-            found.append(stacked(rows))
+            found.append(Estimate(value, error, nan))
         return *found, Cost.sum(total)
 
     def both_sides(self, dos, found, line, boundary) -> tuple[Estimate, Estimate]:
         """Where chains stay that start in either phase where both coexist.
 
-        Six temperatures up to three quarters of the way to the end of the line: nearer to it,
-        chains of a small cell go back and forth between the phases.
+        Six temperatures at most, where the weight between the phases is below a tenth of the
+        lower peak: elsewhere chains of a small cell go back and forth between them.
 
         Returns
         -------
         temperatures : Estimate, shape (n,)
         compositions : Estimate, shape (n, 2)
         """
-        known = boundary.stable & np.isfinite(boundary.temperature.value)
-        t, mu = boundary.temperature.value[known], boundary.mu.value[known]
-        temperatures = np.linspace(
-            t.min(), t.min() + 0.75 * np.ptp(t), 2 if self.sweeps < 50 else 6
-        )
+        points = []
+        for k in np.flatnonzero(boundary.stable):
+            t, mu = float(boundary.temperature.value[k]), float(boundary.mu.value[k])
+            pair = phases.coexistence(dos, found, boundary.phases, line, t, near=mu)
+            if pair.valley.value < 0.1:
+                points.append((t, mu))
+        few = np.unique(np.linspace(0, len(points) - 1, 6).astype(int)) if points else []
+        points = [points[k] for k in few]
         rows = []
-        for temperature in temperatures:
-            at = float(np.interp(temperature, t, mu))
+        for temperature, at in points:
             log_w = dos.log_weights(line.at(temperature, at))
             ends = []
             for phase in boundary.phases:
@@ -256,7 +289,9 @@ class HostChains:
                 [share], _ = self.run(temperature, symbols, [at])
                 ends.append(share)
             rows.append(stacked(ends))
-        return Estimate(temperatures, 0 * temperatures, nan), stacked(rows)
+        temperatures = np.array([t for t, _ in points])
+        ends = stacked(rows) if rows else Estimate(np.empty((0, 2)), np.empty((0, 2)), nan)
+        return Estimate(temperatures, 0 * temperatures, nan), ends
 
 
 # ------------------------------------------------------------------ numbers
@@ -291,17 +326,18 @@ def compositions(dos, line, temperatures, mus) -> Estimate:
 
 def costs(dos, curves: Estimate, rising: Estimate, falling: Estimate, spent: Cost):
     """Both routes at equal error of the composition, where the host's two directions agree."""
-    scatter = np.hypot(rising.error, falling.error)
-    agree = np.abs(rising.value - falling.value) <= np.maximum(4 * scatter, 1e-3)
-    agree &= np.isfinite(curves.value) & (rising.error > 0)
-    n = curves.value.size
+    ran = np.isfinite(rising.value) & np.isfinite(curves.value)
+    gap = np.abs(rising.value - falling.value)
+    agree = ran & (gap <= np.minimum(4 * np.hypot(rising.error, falling.error), 0.02))
+    agree &= rising.error > 0
+    n = int(ran.sum())
     if not agree.any():
         return None
 
     def rms(e: Estimate) -> float:
         return max(float(np.sqrt(np.mean(e.error[agree] ** 2))), 1e-9)
 
-    stuck = f"{(~agree).sum()} of {n} conditions left out: its two directions differ there"
+    stuck = f"{n - agree.sum()} of {n} conditions left out: its two directions differ there"
     return cost_table(
         [
             Route("neural sampler", dos.cost, n, rms(curves), "all draws serve every condition"),
@@ -337,7 +373,7 @@ def phase_figure(diagram: phases.PhaseDiagram, ties) -> Figure:
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     plotting.phase_diagram(left, diagram)
-    if ties:
+    if any(len(t.value) for t, _ in ties):
         temperature = np.concatenate([t.value for t, _ in ties])
         value = np.concatenate([x.value for _, x in ties])
         error = np.concatenate([x.error for _, x in ties])
