@@ -107,6 +107,18 @@ def test_scores_are_those_of_the_conditions(drawn):
     assert torch.allclose(c.log_target, expected, atol=1e-9)
 
 
+def test_density_of_states_from_one_call(cell):
+    """ln Z between the conditions of the grid, and its error, agree with enumeration."""
+    mc = sampler(cell, seed=3)
+    states = mc.ensemble.enumerate(mc.lattice)
+    dos = mc.density_of_states(400, TEMPS, {"c1_0": X}, progress=False)
+    between = Conditions.cat([mc.line("c1_0").at(t, [-0.03, 0.02]) for t in (600.0, 1000.0)])
+    found = dos.log_z(between)
+    z = (found.value - states.log_z(between).numpy()) / found.error
+    assert np.abs(z).max() < 4.5
+    assert dos.cost.energy_evaluations == 3600
+
+
 def _interrupted(monkeypatch, calls):
     """Ctrl-C in the call of that number."""
     draw, count = ModelService._draw, [0]
@@ -268,6 +280,17 @@ def test_grid_of_mchammer_knows_its_boltzmann_constant():
     ensemble = mchammer_ensemble(boltzmann_constant=1e-4)
     c = ensemble.sample_grid(3, [700, 900], [{"Au": 0.02}], progress=False)
     assert c.conditions.kT.numpy() == pytest.approx([0.07] * 3 + [0.09] * 3)
+
+
+def test_density_of_states_of_mchammer():
+    """As with CLEASE, in mchammer's gauge."""
+    ensemble = mchammer_ensemble()
+    states = ensemble.ensemble.enumerate(ensemble.lattice)
+    dos = ensemble.density_of_states(400, TEMPS, {"Ag": 0.1, "Au": [0.05, 0.15]}, progress=False)
+    between = ensemble.line("Au", at={"Ag": 0.1}).at(700.0, [0.08, 0.12])
+    found = dos.log_z(between)
+    z = (found.value - states.log_z(between).numpy()) / found.error
+    assert np.abs(z).max() < 4.5
 
 
 def test_lines_of_mchammer():

@@ -77,6 +77,19 @@ def test_a_study_goes_on_with_a_model(studied, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "own_phase_diagram.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.CleaseNNWarning")
+def test_short_study_of_ordering(scripts, tmp_path):
+    """The ordered phase is among those found, and its line has both flanks."""
+    from cuau_ordering import main
+
+    diagram = phases.PhaseDiagram.from_dict(main(["--short", "--out", str(tmp_path)])["diagram"])
+    assert "AuCu3" in diagram.phases
+    flanks = [b for b in diagram.boundaries if b.kind == "heat-capacity maximum"]
+    assert len(flanks) == 2
+    assert flanks[0].phases == flanks[1].phases[::-1]
+
+
 def test_silver_and_palladium_demix():
     """The pure crystals are the only ground states, and all mixtures of 16 sites lie above."""
     atoms = examples.agpd_emt_atoms((2, 2, 4))
