@@ -19,8 +19,10 @@ time; training is paid once. Errors are root mean squares of the standard errors
 conditions at least 2kT/N away from a transition (a maximum of the composition's variance above
 that of the best ideal solution, from all draws combined) where chains that come from both sides
 agree; those where they do not are listed apart. The host is charged for one direction only,
-without equilibration, and not for what integration adds: a step between two points of the path,
-and hysteresis. That bias is printed beside, since no number of steps removes it.
+without equilibration, and not for what integration adds: steps between two points of the path,
+hysteresis, and the noise of all points of the path that are not compared. That bias is printed
+beside, since no number of steps removes it. Ratios on the isotherms without any hysteresis are
+printed too, and the errors of the first route are held against a second set of draws.
 
 All times are CPU seconds of one thread, taken in one run.
 """
@@ -277,8 +279,20 @@ def integrated(system: Map, found, reverse: bool) -> dict:
 
 
 # ------------------------------------------------------------------ where transitions are
-def transitions(system: Map, dos) -> tuple[list[list[float]], np.ndarray]:
-    """Chemical potentials of transitions on every isotherm, c1_0 in eV; composition on the map.
+def quiet(found, keep):
+    """Averages whose errors are zero where they are not to be charged for."""
+
+    def sure(e):
+        return replace(e, error=np.zeros_like(e.error)[()])
+
+    return [
+        a if kept else replace(a, composition=sure(a.composition), sgc_energy=sure(a.sgc_energy))
+        for a, kept in zip(found, keep, strict=True)
+    ]
+
+
+def transitions(system: Map, dos) -> list[list[float]]:
+    """Chemical potentials of transitions on every isotherm, c1_0 in eV.
 
     By the free energy at every composition, from which any chemical potential follows.
     """
@@ -287,8 +301,8 @@ def transitions(system: Map, dos) -> tuple[list[list[float]], np.ndarray]:
     step = float(system.axis[0, 0] - system.axis[0, 1])  # of mu_Au - mu_Cu for 1 eV of c1_0
     fine = np.linspace(*BOX, 40 * (len(system.x) - 1) + 1)
     number = np.arange(n + 1)
-    found, x = [], np.empty(system.shape)
-    for t, temperature in enumerate(system.temperatures):
+    found = []
+    for temperature in system.temperatures:
         kT = Conditions([temperature], [[0.0, 0.0]]).kT.item()
         log_p = np.full(n + 1, -np.inf)
         np.logaddexp.at(log_p, atoms, dos.log_g - dos.energy / kT)
@@ -297,10 +311,9 @@ def transitions(system: Map, dos) -> tuple[list[list[float]], np.ndarray]:
         weight /= weight.sum(1, keepdims=True)
         mean = weight @ number
         variance = weight @ number**2 - mean**2
-        x[t] = mean[::40] / n
         peak = (variance[1:-1] >= variance[:-2]) & (variance[1:-1] > variance[2:])
         found.append(fine[1:-1][peak & (variance[1:-1] > n / 4)].tolist())
-    return found, x
+    return found
 
 
 def far(system: Map, found) -> np.ndarray:
@@ -331,11 +344,11 @@ def main() -> None:
     one_thread()
     warnings.simplefilter("ignore")
     if args.short:
-        system, draws = Map((2, 2, 4), 4, 9, 800.0), 200
-        steps, sweeps, burn_in, isotherms, host = 60, 60, 10, (2,), (12, 3)
+        system, draws = Map((2, 2, 4), 3, 7, 800.0), 100
+        steps, sweeps, burn_in, isotherms, host = 60, 60, 10, (1,), (12, 3)
     else:
         system, draws = Map((4, 4, 4), 15, 41), args.draws
-        steps, sweeps, burn_in, isotherms, host = 1000, 600, 100, (4, 8), (60, 15)
+        steps, sweeps, burn_in, isotherms, host = 2000, 600, 100, (8, 12), (60, 15)
     total, n = len(system.conditions), system.cell.n_sites
     print(f"{n} sites, {system.note}; {system.shape[1]} chemical potentials x {system.shape[0]} "
           f"temperatures, CPU seconds of one thread")  # fmt: skip
@@ -344,7 +357,7 @@ def main() -> None:
     else:
         box = ConditionRange((200, 1200), [BOX[0]], [BOX[1]], system.axis)
         budget = (
-            {"max_steps": 20, "validation_samples": 16}
+            {"max_steps": 100, "validation_samples": 16}
             if args.short
             else {"max_seconds": args.seconds}
         )
@@ -356,7 +369,7 @@ def main() -> None:
     print(f"neural: {trained.cost.training_seconds:.0f} s of training, {draws} draws a condition "
           f"in {net['cost'].seconds:.0f} s, NESS mean {net['ness'].mean():.3f} minimum "
           f"{net['ness'].min():.3f}", flush=True)  # fmt: skip
-    found, composition = transitions(system, net["dos"])
+    found = transitions(system, net["dos"])
     pt = tempering(system, steps, args.seed + 2)
     print(f"parallel tempering: {steps} steps in {pt['cost'].seconds:.0f} s", flush=True)
     up, down = (compiled_chains(system, sweeps, burn_in, r, args.seed + 3) for r in (False, True))
@@ -387,18 +400,26 @@ def main() -> None:
                 f"  {temperature:6.1f} K: transitions at c1_0 = {where} eV; hysteresis at {apart}"
             )
 
-    # the pilot against its compiled twin
+    # the pilot against its compiled twin, where neither is metastable
     z = []
-    for (t, reverse), host_averages in first["averages"].items():
-        rows = system.row(t, reverse)
-        twin = [(down if reverse else up)["averages"][k] for k in rows]
-        (x, ex), (y, ey) = gold(host_averages), gold(twin)
-        z += list(((x - y) / np.maximum(np.hypot(ex, ey), 1e-12))[good[rows] & (ex > 0)])
+    for t in isotherms:
+        rows = system.row(t)
+        there, back = (first["averages"][t, r] for r in (False, True))
+        agree = good[rows] & ~hysteresis(there, back).mask
+        for host_averages, twin in ((there, up), (list(back)[::-1], down)):
+            (x, ex), (y, ey) = gold(host_averages), gold([twin["averages"][k] for k in rows])
+            z += list(((x - y) / np.maximum(np.hypot(ex, ey), 1e-12))[agree & (ex > 0)])
     print(f"the pilot against its compiled twin: z-scores of the composition {np.mean(z):+.2f} "
           f"+- {np.std(z):.2f} over {len(z)} conditions")  # fmt: skip
 
-    one = integrated(system, up["averages"], False)
+    charged = integrated(system, up["averages"], False)
+    one = integrated(system, quiet(up["averages"], good), False)
     chain_errors = system.errors(one["phi_error"], gold(up["averages"])[1])
+    with_all = rms(1e3 * charged["phi_error"][good])
+    without = rms(chain_errors["grand potential"][good])
+    print(f"integrated error of the chains {without:.4f} meV/site; {with_all:.4f} with the noise "
+          f"of the points that are not compared")  # fmt: skip
+    clean = good & np.repeat(~branches.any(1), system.shape[1])
     work = Cost(energy_evaluations=up["steps"], attempts_per_site=up["steps"] / n)
     host_cost = Cost.sum([work, Cost(seconds=up["steps"] / first["rate"])])
     twin_cost = Cost.sum([work, Cost(seconds=up["seconds"])])
@@ -423,6 +444,25 @@ def main() -> None:
             Route("parallel tempering", pt["cost"], total, rms(pt["errors"][quantity][good])),
         ]  # fmt: skip
         print(f"\n{quantity} per site,", cost_table(routes, unit=unit))
+        if clean.any():
+            there = [
+                replace(r, error=rms(e[quantity][clean]))
+                for r, e in zip(
+                    routes,
+                    (
+                        net["errors"],
+                        net["errors of each"],
+                        chain_errors,
+                        chain_errors,
+                        pt["errors"],
+                    ),
+                    strict=True,
+                )
+            ]
+            table = cost_table(there, unit=unit)
+            figures[f"{quantity} without hysteresis"] = table.to_rows()
+            print(f"  isotherms without hysteresis, at {table.error:.3g} {unit}: " + ", ".join(
+                f"{r.route.name} {r.ratio:.3g}x" for r in table.rows[1:]))  # fmt: skip
         by_error = {}
         for factor in LOOSER:
             table = cost_table(routes, error=factor * routes[0].error, unit=unit)
@@ -433,22 +473,32 @@ def main() -> None:
             print(f"  at {table.error:.3g} {unit}: " + ", ".join(
                 f"{r.route.name} {r.ratio:.3g}x" for r in table.rows[1:]))  # fmt: skip
         figures[f"{quantity} seconds by error"] = by_error
-    # what integration adds, and how well the routes agree
-    difference = 1e3 * (net["phi"] - pt["phi"])
-    spread = np.hypot(net["errors"]["grand potential"], pt["errors"]["grand potential"])
-    print(f"\ntrain + sample against parallel tempering: {rms(difference[good]):.4f} meV/site, "
-          f"z-scores {np.std(difference[good] / spread[good]):.2f}")  # fmt: skip
+    # are the errors right, and what does integration add
+    second = neural(system, trained, max(draws // 2, 20), args.seed + 5)
+    checks = {}
+    for name, other in (("a second set of draws", second), ("parallel tempering", pt)):
+        for quantity, key, scale in (
+            ("grand potential", "phi", 1e3),
+            ("composition", "composition", 1e2),
+        ):
+            spread = np.hypot(net["errors"][quantity], other["errors"][quantity])
+            seen = good & (spread > 0) & np.isfinite(spread)
+            off = scale * (net[key] - other[key])[seen]
+            checks[f"{quantity}, {name}"] = [rms(off), rms(spread[seen]), rms(off / spread[seen])]
+            print(f"{quantity} against {name}: {rms(off):.4f} {QUANTITIES[quantity]}, expected "
+                  f"{rms(spread[seen]):.4f}, z-scores {rms(off / spread[seen]):.2f}")  # fmt: skip
     bias = {}
     for name, chains, reverse in (("from Cu", up, False), ("from Au", down, True)):
         off = 1e3 * (integrated(system, chains["averages"], reverse)["phi"] - net["phi"])
-        bias[name] = {"good": rms(off[good]), "largest": float(np.nanmax(np.abs(off)))}
-        noise = rms(chain_errors["grand potential"][good])
-        print(f"integration {name}: off by {bias[name]['good']:.4f} meV/site root mean square "
-              f"where compared (statistical error {noise:.4f}), "
-              f"{bias[name]['largest']:.3f} at most; steps do not remove it")  # fmt: skip
+        noise = rms(chain_errors["grand potential"][clean]) if clean.any() else np.nan
+        bias[name] = {"compared": rms(off[good]), "clean": rms(off[clean]) if clean.any() else None}
+        print(f"integration {name}: off by {bias[name]['compared']:.3f} meV/site where compared, "
+              f"{bias[name]['clean'] or np.nan:.3f} (statistical error {noise:.3f}) on isotherms "
+              f"without hysteresis; more steps do not remove it")  # fmt: skip
     figures |= {
-        "against_parallel_tempering": rms(difference[good]),
-        "composition_against_combined": rms((net["composition"] - composition.ravel())[good]),
+        "checks": checks,
+        "integrated_error_with_all_points": with_all,
+        "without_hysteresis": int(clean.sum()),
         "integration_bias_meV_per_site": bias,
         "ratio": min(ratios),
     }
