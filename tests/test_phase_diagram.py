@@ -108,6 +108,23 @@ def test_a_dome_is_symmetric():
     assert left.stable.all() and right.stable.all()
 
 
+def test_continuous_order_is_a_maximum_of_the_heat_capacity():
+    """Where the antiferromagnet orders without a valley, its heat-capacity maxima are the line."""
+    dos = exact("order")
+    temperatures = np.arange(200, 801, 100)
+    phases = identify(dos, LINE, [300])
+    phases = replace(phases, labels=(phases.order[:, 0] > 0.5).astype(int))
+    diagram = phase_diagram(dos, phases, LINE, temperatures)
+    lines = [b for b in diagram.boundaries if b.kind == "heat-capacity maximum"]
+    assert {b.phases for b in lines} == {("disordered", "CuAu"), ("CuAu", "disordered")}
+    left, right = sorted(lines, key=lambda b: b.mu.value[0])
+    assert left.temperature.value == pytest.approx(right.temperature.value[::-1], rel=1e-4)
+    assert (left.temperature.value < 570).all()  # without a field it is at 566 K
+    assert left.slope is None
+    PhaseDiagram.from_dict(diagram.to_dict())
+    assert len(diagram.to_rows()) == sum(len(b.stable) for b in diagram.boundaries)
+
+
 def test_lines_from_samples_cover_the_exact_ones():
     """A whole diagram from draws: every point of the line within its error of the exact one."""
     ts = [-0.055, -0.035, -0.025, -0.015, 0.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from math import nan
 
@@ -11,10 +12,11 @@ from ase.units import kB
 from scipy.optimize import brentq
 
 from clease_nn.errors import NotDeterminedError
-from clease_nn.phases.coexistence import NoCoexistenceError, crossings
+from clease_nn.phases.coexistence import crossings
 from clease_nn.phases.diagram import Boundary, PhaseDiagram, ThreePhasePoint
 from clease_nn.phases.labels import Phases
 from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.maxima import heat_capacity_maxima
 from clease_nn.phases.projection import Landscape
 from clease_nn.phases.trace import check_temperatures, follow, margin
 from clease_nn.statistics import Estimate
@@ -22,6 +24,7 @@ from clease_nn.thermodynamics import DensityOfStates
 
 __all__ = ["phase_diagram", "three_phase_points"]
 
+_MOST_MAXIMA = 9
 _STEP = 0.5  # K, for derivatives of compositions
 
 
@@ -35,7 +38,10 @@ def phase_diagram(
 
     The first-order lines of all pairs of phases are traced
     (:func:`~clease_nn.phases.trace`), points where three phases coexist are found where such
-    lines meet, and lines that are nowhere stable are left out.
+    lines meet, and lines that are nowhere stable are left out. Where two kinds of order have one
+    grand potential but no valley between them, ordering is continuous as far as the supercell
+    tells, and the maxima of the heat capacity at these chemical potentials are given instead
+    (:func:`~clease_nn.phases.heat_capacity_maxima`).
 
     Parameters
     ----------
@@ -77,16 +83,18 @@ def phase_diagram(
         for k, name in enumerate(phases.names)
         if not (phases.labels == k).any()
     ]
-    boundaries, open_questions = _boundaries(landscape, temperatures)
+    boundaries, open_questions, continuous = _boundaries(landscape, temperatures)
     points = three_phase_points(landscape, boundaries)
     if points:
         # lines meet exactly where three phases do
         more = np.unique([*temperatures, *(float(p.temperature.value) for p in points)])
-        boundaries, open_questions = _boundaries(landscape, more)
+        boundaries, open_questions, continuous = _boundaries(landscape, more)
     return PhaseDiagram(
         line=line,
         phases=phases.names,
-        boundaries=tuple(b for b in boundaries if b.stable.any()),
+        boundaries=tuple(
+            [b for b in boundaries if b.stable.any()] + _maxima(landscape, continuous, temperatures)
+        ),
         points=tuple(points),
         undetermined=tuple(undetermined + open_questions),
         provenance=dict(dos.provenance),
@@ -118,17 +126,38 @@ def three_phase_points(
 
 
 # ------------------------------------------------------------------ parts
-def _boundaries(landscape: Landscape, temperatures) -> tuple[list[Boundary], list[str]]:
+def _boundaries(landscape: Landscape, temperatures):
+    """Lines of all pairs, what is open, and where ordering is continuous: (pair, t) each."""
     present = [n for n in landscape.phases.names if landscape.phases.mask(n).any()]
-    boundaries, undetermined = [], []
+    kinds = dict(zip(landscape.phases.names, landscape.phases.kinds, strict=True))
+    boundaries, undetermined, continuous = [], [], []
     for pair in permutations(present, 2):
-        try:
-            boundaries.append(follow(landscape, pair, temperatures))
-        except NoCoexistenceError:
+        found = follow(landscape, pair, temperatures)
+        if isinstance(found.line, Boundary):
+            boundaries.append(found.line)
+        elif isinstance(found.line, NotDeterminedError):
+            undetermined.append(f"{pair[0]} + {pair[1]}: {found.line}")
+        if kinds[pair[0]] != kinds[pair[1]] and found.filled:
+            continuous.append((pair, found.filled))
+    return boundaries, undetermined, continuous
+
+
+def _maxima(landscape: Landscape, continuous, temperatures) -> list[Boundary]:
+    """Maxima of the heat capacity where phases of different order cannot be told apart."""
+    out = []
+    for pair, filled in continuous:
+        t = np.unique(filled)
+        t = t[np.unique(np.linspace(0, len(t) - 1, _MOST_MAXIMA).round().astype(int))]
+        if len(temperatures) < 2:
             continue
-        except NotDeterminedError as error:
-            undetermined.append(f"{pair[0]} + {pair[1]}: {error}")
-    return boundaries, undetermined
+        ends = (float(temperatures[0]), float(temperatures[-1]))
+        line = heat_capacity_maxima(landscape.dos, landscape.line, t, ends, phases=pair)
+        keep = np.isfinite(line.temperature.value)
+        if keep.any():
+            names = ("temperature", "mu", "composition")
+            parts = {name: getattr(line, name)[keep] for name in names}
+            out.append(replace(line, **parts, stable=line.stable[keep]))
+    return out
 
 
 def _along(landscape: Landscape, b: Boundary, third: str) -> list[ThreePhasePoint]:

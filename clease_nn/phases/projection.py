@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 from ase.units import kB
 from scipy.sparse import csr_matrix
-from scipy.special import logsumexp
 
 from clease_nn.phases.labels import Phases
 from clease_nn.phases.line import ChemicalPotentialLine
@@ -21,6 +20,13 @@ from clease_nn.thermodynamics import DensityOfStates
 __all__ = ["Landscape", "Projection", "by_amount"]
 
 _NEGLIGIBLE = 1e-10  # of the heaviest state of an amount
+
+
+def _log_sum(a: np.ndarray, axis: int) -> np.ndarray:
+    """Logarithm of a sum of exponentials; -inf where all are."""
+    top = np.maximum(a.max(axis, keepdims=True), -1e300)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(a - top).sum(axis)) + top.squeeze(axis)
 
 
 class Projection:
@@ -86,19 +92,19 @@ class Projection:
     def log_z(self, t) -> np.ndarray:
         """ln Z at every t, shape (len(t),)."""
         t = np.atleast_1d(np.asarray(t, dtype=float))
-        return logsumexp(self.log_weight + t[:, None] * self.amount / self.kT, axis=1)
+        return _log_sum(self.log_weight + t[:, None] * self.amount / self.kT, 1)
 
     def ess(self, t) -> np.ndarray:
         """Effective states at every t, shape (len(t),)."""
         t = np.atleast_1d(np.asarray(t, dtype=float))
-        square = logsumexp(self.log_square + 2 * t[:, None] * self.amount / self.kT, axis=1)
+        square = _log_sum(self.log_square + 2 * t[:, None] * self.amount / self.kT, 1)
         with np.errstate(over="ignore"):
             return np.exp(2 * self.log_z(t) - square)
 
     def at(self, t: float) -> tuple[float, float, np.ndarray]:
         """ln Z, mean amount, mean values (d,) at one t."""
         a = self.log_weight + t * self.amount / self.kT
-        log_z = logsumexp(a)
+        log_z = _log_sum(a, 0)
         p = np.exp(a - log_z)
         return float(log_z), float(p @ self.amount), p @ self.mean
 
@@ -120,7 +126,7 @@ class Projection:
         """As :meth:`at` for every replica, each at a t of its own: (R,), (R,), (R, d)."""
         log_factor, shift = self._resampled
         a = self.log_weight[:, None] + log_factor + self.amount[:, None] * t / self.kT
-        log_z = logsumexp(a, axis=0)
+        log_z = _log_sum(a, 0)
         p = np.exp(a - log_z)
         mean = np.einsum("kr,krd->rd", p, self.mean[:, None] + shift)
         return log_z, self.amount @ p, mean

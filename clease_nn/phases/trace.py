@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import DensityOfStates
 from clease_nn.thermodynamics.groups import stack
 
-__all__ = ["check_temperatures", "follow", "margin", "trace"]
+__all__ = ["Followed", "check_temperatures", "follow", "margin", "trace"]
 
 _REFINEMENTS = 5  # bisections of the step in which a line ends
 _EQUAL = 1e-6  # differences of ln Z that count as none
@@ -86,7 +87,10 @@ def trace(
     >>> bool(500 < b.temperature.value[-1] < 700)
     True
     """
-    return follow(Landscape(dos, phases, line), pair, check_temperatures(temperatures))
+    found = follow(Landscape(dos, phases, line), pair, check_temperatures(temperatures))
+    if isinstance(found.line, Exception):
+        raise found.line
+    return found.line
 
 
 def check_temperatures(temperatures) -> np.ndarray:
@@ -97,8 +101,28 @@ def check_temperatures(temperatures) -> np.ndarray:
     return t
 
 
-def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray) -> Boundary:
-    """As :func:`trace`, on sums that are shared between calls."""
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """A line of two phases, or the error that says why there is none.
+
+    ``filled`` are the positions [eV] at which the two have the lowest grand potentials, both the
+    same, but cannot be told apart.
+    """
+
+    line: Boundary | ValueError
+    filled: tuple[float, ...]
+
+
+class _FilledError(NotDeterminedError):
+    """Two phases of one grand potential are no two phases."""
+
+    def __init__(self, text: str, mu: float):
+        super().__init__(text)
+        self.mu = mu
+
+
+def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray) -> Followed:
+    """As :func:`trace`, on sums that are shared between calls; returns errors."""
     found: list[Coexistence | Exception] = []
     last = None
     for temperature in temperatures:
@@ -106,9 +130,10 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
         if isinstance(found[-1], Coexistence):
             last = found[-1]
     good = np.array([isinstance(p, Coexistence) for p in found])
+    filled = tuple(p.mu for p in found if isinstance(p, _FilledError))
     if not good.any():
         undecided = [p for p in found if isinstance(p, NotDeterminedError)]
-        raise undecided[0] if undecided else found[0]
+        return Followed(undecided[0] if undecided else found[0], filled)
     first, end = max(_runs(good), key=lambda run: run[1] - run[0])
     points = found[first:end]
     below, points = _end(landscape, pair, points, found, first - 1, temperatures, down=True)
@@ -120,7 +145,7 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
     words.append(f"above {points[-1].temperature:.4g} K: {above}")
     if left_out:
         words.append(f"{left_out} further temperatures beyond a break are left out")
-    return Boundary(
+    line = Boundary(
         kind="first-order",
         phases=tuple(pair),
         temperature=Estimate(np.array([p.temperature for p in points]), np.zeros(len(points))),
@@ -130,6 +155,7 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
         stable=stable,
         reason="; ".join(words),
     )
+    return Followed(line, filled)
 
 
 def margin(landscape: Landscape, names, temperature: float, t: float) -> tuple[float, str]:
@@ -174,11 +200,12 @@ def _attempt(landscape, pair, temperature: float, last: Coexistence | None):
                 f"{pair[0]} and {pair[1]} cannot be told apart at {temperature:.4g} K, where "
                 f"{rival} has the lower grand potential"
             )
-        return NotDeterminedError(
+        return _FilledError(
             f"{pair[0]} and {pair[1]} cannot be told apart at {temperature:.4g} K: between them "
             f"the weight is {point.valley.value:.2f} +- {point.valley.error:.2f} of the lower "
             "peak; either the transition is continuous here, or the supercell or the number of "
-            "samples is too small to tell"
+            "samples is too small to tell",
+            point.mu.value,
         )
     return point
 
