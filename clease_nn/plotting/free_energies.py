@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from clease_nn.errors import NotDeterminedError
 from clease_nn.phases import Boundary
-from clease_nn.plotting.style import WIDE, clean, legend, light, styles
+from clease_nn.plotting.style import WIDE, above, clean, legend, light, styles
 from clease_nn.thermodynamics import CanonicalAverages
 
 __all__ = ["free_energy"]
@@ -27,8 +27,8 @@ def free_energy(
 ) -> Axes:
     """Free energy of mixing per site against composition at several temperatures.
 
-    Symbols are the compositions that the supercell has, bands two standard errors; what is not
-    determined is left out.
+    Symbols are the compositions that the supercell has, bands two standard errors; where a
+    composition is not determined the curve is broken.
 
     Parameters
     ----------
@@ -77,11 +77,13 @@ def free_energy(
     for k, (t, colour, marker) in enumerate(styles(chosen)):
         seen = np.isfinite(value[k])
         at, low = x[seen], value[k][seen]
-        width = WIDE * np.nan_to_num(error[k][seen])
-        if width.any():
-            ax.fill_between(at, low - width, low + width, color=light(colour[:3]), lw=0, zorder=1)
+        # nan breaks curve and band where compositions are not determined
+        width = WIDE * np.where(seen, np.nan_to_num(error[k]), np.nan)
+        if np.nansum(width) > 0:
+            band = value[k] - width, value[k] + width
+            ax.fill_between(x, *band, color=light(colour[:3]), lw=0, zorder=1)
         name = f"{t:g} K"
-        handles += ax.plot(at, low, color=colour, marker=marker, ms=3.5, lw=1.4, label=name)
+        handles += ax.plot(x, value[k], color=colour, marker=marker, ms=3.5, lw=1.4, label=name)
         for ends in (touched[i] for i in np.flatnonzero(np.abs(at_t - t) < 1e-6)):
             if not (len(at) and at[0] - 1e-9 <= ends.min() and ends.max() <= at[-1] + 1e-9):
                 raise ValueError(
@@ -92,7 +94,7 @@ def free_energy(
     if len(at_t):
         style = {"color": "black", "lw": 1.1, "marker": "|", "ms": 9}
         handles.append(Line2D([], [], label="common tangent", **style))
-    legend(ax, handles)
+    legend(ax, handles, **above(ax))
     ax.set(xlabel=f"site fraction of {species}", ylabel="free energy of mixing (meV per site)")
     return clean(ax)
 
