@@ -401,17 +401,34 @@ def other_figure(
             b,
             canonical,
             species=line.species,
-            tangents=phases.common_tangent(
-                canonical, line.species, min_width=2.5 / canonical.n_sites
-            ),
+            tangents=tangents(canonical, line, diagram),
             pure_energies=dict(zip(hull.lattice.species, map(float, hull.references), strict=True)),
         )
     except NotDeterminedError as error:
         b.set_title(str(error), fontsize=7, wrap=True)
+    b.set_ylim(top=b.get_ylim()[0] + 1.4 * np.ptp(b.get_ylim()))  # room for the legend
     plotting.hull(c, hull, species=line.species)
     if table is not None:
         plotting.cost(d, table)
     return figure
+
+
+def tangents(canonical, line, diagram) -> phases.Boundary:
+    """Common tangents at the temperatures of first-order lines; others are noise of F(x)."""
+    found = phases.common_tangent(canonical, line.species, min_width=4.5 / canonical.n_sites)
+    keep = np.zeros(len(found.stable), bool)
+    for b in diagram.boundaries:
+        if b.slope is not None:
+            low, high = b.temperature.value[b.stable].min(), b.temperature.value[b.stable].max()
+            keep |= (low <= found.temperature.value) & (found.temperature.value <= high)
+    rows = np.flatnonzero(keep)
+    return replace(
+        found,
+        temperature=found.temperature[rows],
+        mu=found.mu[rows],
+        composition=found.composition[rows],
+        stable=found.stable[rows],
+    )
 
 
 if __name__ == "__main__":
