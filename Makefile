@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 SETUP := $(VENV)/.installed
 SETUP_DOCS := $(VENV)/.installed-docs
-EXAMPLES := $(wildcard examples/*.py)
+EXAMPLES := $(filter-out %/phase_study.py,$(wildcard examples/*.py))
 BENCHMARKS := $(filter-out %/common.py %/published_cells.py,$(wildcard examples/benchmarks/*.py))
 
 .PHONY: demo test test-slow docs lint format examples benchmarks setup clean
@@ -34,7 +34,8 @@ examples: $(SETUP)
 	    echo "== $$script --short"; $(BIN)/python $$script --short; done
 
 # every figure of docs/benchmarks.md but those of the published models, about an hour and a half on
-# one core; `python examples/benchmarks/published.py all` makes those, in two hours
+# one core; `python examples/benchmarks/published.py all` makes those, in two hours. The long ones
+# of thermodynamics.py and phase_map.py take half an hour each
 TRAININGS := ising10:150 ising10:480 ising5:75 cuau16:60 cuau64:180 ternary32:180
 benchmarks: $(SETUP)
 	@set -e; mkdir -p out; export OMP_NUM_THREADS=1; \
