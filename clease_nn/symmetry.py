@@ -112,7 +112,7 @@ def structure_variants(lattice: Lattice, occupations, symprec: float = 1e-3) -> 
     Raises
     ------
     ValueError
-        As :func:`site_permutations`.
+        As :func:`site_permutations`, or if there is not one occupation for each site.
 
     Examples
     --------
@@ -126,6 +126,10 @@ def structure_variants(lattice: Lattice, occupations, symprec: float = 1e-3) -> 
     import spglib
 
     x = np.asarray(occupations, dtype=np.int8)
+    if x.shape != (lattice.n_sites,):
+        raise ValueError(
+            f"this supercell has {lattice.n_sites} occupations a structure, got shape {x.shape}"
+        )
     rows = np.unique(x[site_permutations(lattice, symprec)], axis=0)
     atoms = lattice.template
     fixed = ~np.asarray(atoms.pbc)
@@ -146,26 +150,33 @@ def structure_variants(lattice: Lattice, occupations, symprec: float = 1e-3) -> 
             found = None
     if found is not None:
         sites = atoms.positions[lattice.site_indices]
+        scaled = sites @ inverse
         basis = np.asarray(primitive[0])
         whole = [x]
+
+        def sites_at(points):
+            """(sites,) which site lies at each of the points (scaled), or None."""
+            d = points[:, None] - scaled[None]
+            d[..., ~fixed] -= np.round(d[..., ~fixed])
+            distance = np.linalg.norm(d @ cell, axis=2)
+            return None if distance.min(1).max() > 10 * symprec else distance.argmin(1)
+
         for rotation, shift in zip(found["rotations"], found["translations"], strict=True):
             # positions are rows: r -> r turn + shift
             turn = np.linalg.inv(basis) @ rotation.T @ basis
-            if np.abs(turn[fixed][:, ~fixed]).max(initial=0.0) > 1e-6:
+            if np.abs((cell @ turn @ inverse)[fixed][:, ~fixed]).max(initial=0.0) > 1e-6:
                 continue
             back = np.linalg.inv(turn)
-            images = []
-            for image in (np.zeros(3), *cell[~fixed]):
-                source = (sites + image - shift @ basis) @ back
-                source[:, fixed] += (sites - source)[:, fixed].mean(0)
-                d = source[:, None] @ inverse - (sites @ inverse)[None]
-                distance = np.linalg.norm((d - np.round(d)) @ cell, axis=2)
-                if distance.min(1).max() > 10 * symprec:
-                    break
-                images.append(x[distance.argmin(1)])
-            # a rotated structure must have the periods of the supercell
-            if len(images) == 1 + (~fixed).sum() and all((i == images[0]).all() for i in images):
-                whole.append(images[0])
+            # a rotated structure has the periods of the supercell if the given one has those that
+            # become them
+            periods = [sites_at(scaled + v @ back @ inverse) for v in cell[~fixed]]
+            if not all(p is not None and (x[p] == x).all() for p in periods):
+                continue
+            source = (sites - shift @ basis) @ back @ inverse
+            source[:, fixed] += (scaled - source)[:, fixed].mean(0)
+            image = sites_at(source)
+            if image is not None:
+                whole.append(x[image])
         whole = np.unique(whole, axis=0)
         rows = np.unique(np.concatenate([rows, *(w[lattice.translations] for w in whole)]), axis=0)
     given = (rows == x).all(1)

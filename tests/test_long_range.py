@@ -39,6 +39,16 @@ def test_every_variant_is_perfectly_ordered(make, n):
     assert (found.variants[found.variant] == images).all()
 
 
+def test_a_long_supercell_hides_no_domain():
+    """Domains of CuAu along all axes read 1, where only two axes of the supercell are alike."""
+    cell = Lattice.uniform(bulk("Au", cubic=True) * (2, 2, 4), ["Au", "Cu"])
+    domains = [np.rint(cell.positions[:, k] / 2.04).astype(int) % 2 for k in range(3)]
+    for structure in domains:
+        found = order_parameter([*domains, 1 - domains[0]], cell, structure)
+        assert len(found.variants) == 6
+        np.testing.assert_allclose(found.value, 1, rtol=1e-12)
+
+
 def test_nothing_is_more_ordered_than_the_structure():
     """At most 1, and never below the mean over variants, which is near zero."""
     x = np.random.default_rng(0).integers(0, 2, size=(500, 32))

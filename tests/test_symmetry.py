@@ -12,7 +12,7 @@ from toys import SYSTEMS
 from clease_nn.energies import CalculatorEnergy
 from clease_nn.lattice import Lattice
 from clease_nn.montecarlo.chains import random_occupations
-from clease_nn.symmetry import canonical_occupations, site_permutations
+from clease_nn.symmetry import canonical_occupations, site_permutations, structure_variants
 
 
 def slab(**kwargs):
@@ -146,3 +146,58 @@ def test_atoms_on_top_of_one_another_are_refused():
     atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 1e-5]], cell=[3, 3, 3], pbc=True)
     with pytest.raises(ValueError, match="on top of one another"):
         site_permutations(Lattice.uniform(atoms, ["Au", "Cu"]))
+
+
+# ------------------------------------------------------------------ variants of structures
+@pytest.mark.parametrize("name", LATTICES)
+def test_variants_contain_all_images_and_are_closed(name):
+    """Images under the group of the supercell are among them; each variant has the same ones."""
+    lattice = LATTICES[name]()
+    permutations = site_permutations(lattice)
+    for x in random_occupations(lattice, 3, np.random.default_rng(4)):
+        variants = structure_variants(lattice, x)
+        assert (variants[0] == x).all()
+        known = {row.tobytes() for row in variants}
+        assert len(known) == len(variants)
+        assert {row.tobytes() for row in x[permutations].astype(np.int8)} <= known
+        other = structure_variants(lattice, variants[-1])
+        assert {row.tobytes() for row in other} == known
+
+
+def test_a_cubic_supercell_hides_no_variant():
+    """Where the supercell is as symmetric as the crystal, images under its group are all."""
+    lattice = LATTICES["primitive"]()
+    for x in random_occupations(lattice, 5, np.random.default_rng(5)):
+        images = np.unique(x[site_permutations(lattice)], axis=0)
+        assert len(structure_variants(lattice, x)) == len(images)
+
+
+def test_variants_have_one_energy():
+    """EMT does not tell the orientations apart, in a supercell that does."""
+    lattice = Lattice.uniform(bulk("Cu", a=3.8, cubic=True) * (1, 1, 2), ["Au", "Cu"])
+    stripes = np.rint(lattice.positions[:, 2] / 1.9).astype(np.int8) % 2
+    variants = structure_variants(lattice, stripes)
+    assert len(variants) == 6 > len(np.unique(stripes[site_permutations(lattice)], axis=0))
+    e = CalculatorEnergy(EMT(), symmetry=False)(lattice, torch.from_numpy(variants))
+    assert float(e.max() - e.min()) < 1e-9
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_slab_stays_a_slab(turned):
+    """No variant exchanges layers with rows, however the cell lies in space."""
+    atoms = cut_cube().template * (2, 2, 1)
+    if turned:
+        atoms.rotate(33.0, (1, 2, 3), rotate_cell=True)
+        atoms.cell[2] += 0.4 * atoms.cell[0]  # the open direction need not be at right angles
+    lattice = Lattice.uniform(atoms, ["Au", "Cu"])
+    flat = cut_cube().template * (2, 2, 1)
+    layers = np.rint(flat.positions[:, 2] / 1.9).astype(np.int8) % 2
+    rows = np.rint(flat.positions[:, 0] / 1.9).astype(np.int8) % 2
+    assert len(structure_variants(lattice, layers)) == 2
+    assert len(structure_variants(lattice, rows)) == 4
+
+
+def test_structures_of_other_lengths_are_refused():
+    """The message says how many sites there are."""
+    with pytest.raises(ValueError, match="8 occupations"):
+        structure_variants(LATTICES["primitive"](), np.zeros(9, dtype=int))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clease_nn.lattice import Lattice
-from clease_nn.symmetry import site_permutations
+from clease_nn.symmetry import structure_variants
 
 __all__ = ["OrderParameter", "long_range_order", "order_parameter"]
 
@@ -39,10 +39,11 @@ def order_parameter(occupations, lattice: Lattice, structure) -> OrderParameter:
 
     With ``d(x)_ia = [x_i = a] - (share of a on the sublattice of i)``,
     ``eta = max_v <d(x), d(s_v)> / <d(s), d(s)>`` over the images s_v of the structure s under
-    translations, rotations and reflections of the supercell. It is 1 for the perfect structure,
-    of the order of ``sites**-0.5`` in a disordered solution (the maximum makes it positive), and
-    0 for a uniform configuration. For CuAu (L1_0) it is the order parameter of Bragg and
-    Williams.
+    translations, rotations and reflections of the crystal, also those that the shape of the
+    supercell lacks (:func:`~clease_nn.symmetry.structure_variants`). It is 1 for the perfect
+    structure, of the order of ``sites**-0.5`` in a disordered solution (the maximum makes it
+    positive), and 0 for a uniform configuration. For CuAu (L1_0) it is the order parameter of
+    Bragg and Williams.
 
     Parameters
     ----------
@@ -73,9 +74,7 @@ def order_parameter(occupations, lattice: Lattice, structure) -> OrderParameter:
     structure = _checked(np.asarray(structure)[None], lattice, "the structure")[0]
     rows = occupations.cpu().numpy() if torch.is_tensor(occupations) else np.asarray(occupations)
     rows = _checked(rows, lattice, "occupations")
-    variants = np.unique(structure[site_permutations(lattice)], axis=0)
-    given = (variants == structure).all(1)
-    variants = np.concatenate([variants[given], variants[~given]])
+    variants = structure_variants(lattice, structure)
     contrast = _contrast(variants, lattice)
     norm = float((contrast[0] ** 2).sum())
     if norm < 1e-12:
