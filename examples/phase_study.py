@@ -110,7 +110,8 @@ def study(
     diagram = phases.phase_diagram(dos, found, line, np.linspace(*temps, 9 if args.short else 24))
     if len(order):
         dome = order_line(dos, found, line, order, temps, ordered)
-        diagram = replace(diagram, boundaries=(*diagram.boundaries, *dome))
+        others = [b for b in diagram.boundaries if b.kind != "heat-capacity maximum"]
+        diagram = replace(diagram, boundaries=(*others, *dome))
 
     host = HostChains(data, size, line.species, args.seed, sweeps=20 if args.short else 300)
     lines = [b for b in diagram.boundaries if b.slope is not None]
@@ -125,7 +126,7 @@ def study(
     picture = phase_figure(diagram, ties)
     picture.savefig(args.out / f"{name}_phase_diagram.png", dpi=120)
     picture = other_figure(dos, line, diagram, hull, isotherms, mus, curves, rising, falling, table)
-    picture.savefig(args.out / f"{name}_thermodynamics.png", dpi=100)
+    picture.savefig(args.out / f"{name}_thermodynamics.png", dpi=90)
     result = {
         "diagram": diagram.to_dict(),
         "hull": hull.to_rows(),
@@ -261,8 +262,8 @@ class HostChains:
     def both_sides(self, dos, found, line, boundary) -> tuple[Estimate, Estimate]:
         """Where chains stay that start in either phase where both coexist.
 
-        Six temperatures at most, where the weight between the phases is below a tenth of the
-        lower peak: elsewhere chains of a small cell go back and forth between them.
+        Six temperatures at most, where the weight between the phases is below a fiftieth of
+        the lower peak: elsewhere chains of a small cell go back and forth between them.
 
         Returns
         -------
@@ -273,7 +274,7 @@ class HostChains:
         for k in np.flatnonzero(boundary.stable):
             t, mu = float(boundary.temperature.value[k]), float(boundary.mu.value[k])
             pair = phases.coexistence(dos, found, boundary.phases, line, t, near=mu)
-            if pair.valley.value < 0.1:
+            if pair.valley.value < 0.02:
                 points.append((t, mu))
         few = np.unique(np.linspace(0, len(points) - 1, 6).astype(int)) if points else []
         points = [points[k] for k in few]
