@@ -1,11 +1,12 @@
 """First-order lines: equal grand potentials of the phases' own states."""
 
 from dataclasses import replace
+from math import lgamma
 
 import numpy as np
 import pytest
 from ase.units import kB
-from phase_toys import LINE, exact, sampled
+from phase_toys import LATTICE, LINE, exact, sampled
 
 from clease_nn.errors import NotDeterminedError
 from clease_nn.lattice import Lattice
@@ -17,6 +18,7 @@ from clease_nn.phases import (
     identify,
     trace,
 )
+from clease_nn.thermodynamics import DensityOfStates
 
 PAIR = ("poor", "rich")
 
@@ -125,6 +127,66 @@ def test_errors_from_samples_are_calibrated():
         assert abs(values.mean()) < 4 / np.sqrt(32), (name, values.mean())
         assert 0.75 < values.std() < 1.25, (name, values.std())
         assert np.abs(values).max() < 5, name
+
+
+def dome(excess, noise=0.1, replicas=400, repeat=60):
+    """Ideal solution and one ordered state of 8 atoms, whose ln g is 16 ln 2 + excess."""
+    n = np.concatenate([np.arange(17), [8]])
+    log_g = np.append([lgamma(17) - lgamma(k + 1) - lgamma(17 - k) for k in range(17)], 0.0)
+    log_g[-1] = 16 * np.log(2) + excess
+    shift = np.zeros((18, replicas))
+    shift[-1] = noise * np.random.default_rng(1).normal(size=replicas)
+    rows = np.repeat(np.arange(18), repeat)
+    dos = DensityOfStates(
+        LATTICE,
+        np.zeros(len(rows)),
+        np.stack([16.0 - n, n], 1)[rows],
+        log_g[rows] - np.log(repeat),
+        replicas=np.exp(shift[rows]).astype(np.float32),
+    )
+    phases = Phases.given(dos, (rows == 17).astype(int), ["disordered", "ordered"])
+    return dos, phases, shift[-1]
+
+
+@pytest.mark.parametrize("excess", [0.5, 0.08, 0.01])
+def test_errors_near_the_top_of_a_dome(excess):
+    """They are the spread over the replicas that have the point, and their share is told.
+
+    16 ln(2 cosh(t / 2 kT)) = ln g of the ordered state: t = -2 kT arcosh exp(excess / 16).
+    """
+    dos, phases, shift = dome(excess)
+    point = coexistence(dos, phases, phases.names, LINE, 500.0)
+    scale = -2 * kB * 500
+    assert point.mu.value == pytest.approx(scale * np.arccosh(np.exp(excess / 16)), abs=1e-9)
+    has = excess + shift > 0
+    own = scale * np.arccosh(np.exp((excess + shift[has]) / 16))
+    assert point.share == pytest.approx(has.mean(), abs=0.005)
+    assert point.mu.error == pytest.approx(own.std(ddof=1), rel=0.02)
+    # no larger than the way to the top plus that of the noise alone
+    assert point.mu.error < abs(point.mu.value) + abs(scale) * np.arccosh(np.exp(0.1 / 16))
+    if point.separate:  # on the top itself there is no valley
+        line = trace(dos, phases, phases.names, LINE, [500.0])
+        assert ("not all replicas" in line.reason) == (not has.all())
+
+
+def test_a_point_of_few_replicas_is_not_determined():
+    """Where most replicas have no coexistence the line is said to end, perhaps."""
+    dos, phases, shift = dome(0.001)
+    replicas = dos.replicas.copy()
+    replicas[phases.labels == 1, : int(0.7 * len(shift))] = 0.5
+    few = replace(dos, replicas=replicas)
+    with pytest.raises(NotDeterminedError, match=r"replicas of the data only.*Remedy"):
+        coexistence(few, phases, phases.names, LINE, 500.0)
+
+
+def test_a_crossing_on_the_grid_is_one_point():
+    """A root where a scan for crossings happens to look counts once."""
+    dos = exact("gap")
+    # the first of the points looked at is the root itself, and so is the second of a wider range
+    for low, high in ((0.0, 0.05), (-0.05 / 398, 0.05)):
+        at = replace(dos, sampled=LINE.at(400.0, [low, high]))
+        point = coexistence(at, by_amount(at), PAIR, LINE, 400.0)
+        assert abs(point.mu.value) < 1e-12
 
 
 def test_too_few_states_of_a_phase_decide_nothing():

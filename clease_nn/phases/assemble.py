@@ -25,6 +25,7 @@ from clease_nn.thermodynamics import DensityOfStates
 __all__ = ["phase_diagram", "three_phase_points"]
 
 _MOST_MAXIMA = 9
+_SAME_TRANSITION = 0.25  # relative distance of a maximum from equal grand potentials
 _STEP = 0.5  # K, for derivatives of compositions
 
 
@@ -41,7 +42,13 @@ def phase_diagram(
     lines meet, and lines that are nowhere stable are left out. Where two kinds of order have one
     grand potential but no valley between them, ordering is continuous as far as the supercell
     tells, and the maxima of the heat capacity at these chemical potentials are given instead
-    (:func:`~clease_nn.phases.heat_capacity_maxima`).
+    (:func:`~clease_nn.phases.heat_capacity_maxima`), those within a quarter of the temperature
+    at which the grand potentials are equal: others belong to another transition.
+
+    Which line is stable follows from the best values of the grand potentials; the errors of the
+    three-phase points say how certain the ends of stable lines are. Degeneracies and the long-range
+    order at which a state counts as ordered are those of ``phases``: label the states once more
+    with another threshold (:func:`~clease_nn.phases.identify`) to see what depends on it.
 
     Parameters
     ----------
@@ -89,12 +96,13 @@ def phase_diagram(
         # lines meet exactly where three phases do
         more = np.unique([*temperatures, *(float(p.temperature.value) for p in points)])
         boundaries, open_questions, continuous = _boundaries(landscape, more)
+    maxima, lost = _maxima(landscape, continuous, temperatures)
+    open_questions += lost
+    kept = [b for b in boundaries if b.stable.any()] + maxima
     return PhaseDiagram(
         line=line,
         phases=phases.names,
-        boundaries=tuple(
-            [b for b in boundaries if b.stable.any()] + _maxima(landscape, continuous, temperatures)
-        ),
+        boundaries=tuple(replace(b, provenance={}) for b in kept),
         points=tuple(points),
         undetermined=tuple(undetermined + open_questions),
         provenance=dict(dos.provenance),
@@ -142,22 +150,39 @@ def _boundaries(landscape: Landscape, temperatures):
     return boundaries, undetermined, continuous
 
 
-def _maxima(landscape: Landscape, continuous, temperatures) -> list[Boundary]:
-    """Maxima of the heat capacity where phases of different order cannot be told apart."""
-    out = []
+def _maxima(landscape: Landscape, continuous, temperatures):
+    """Maxima of the heat capacity where phases of different order cannot be told apart.
+
+    And, in words, where there is none near the temperature of equal grand potentials.
+    """
+    out: list[Boundary] = []
+    lost: list[str] = []
     for pair, filled in continuous:
-        t = np.unique(filled)
-        t = t[np.unique(np.linspace(0, len(t) - 1, _MOST_MAXIMA).round().astype(int))]
+        filled = sorted(filled, key=lambda where: where[1])
+        chosen = np.unique(np.linspace(0, len(filled) - 1, _MOST_MAXIMA).round().astype(int))
+        near, t = np.array([filled[k] for k in chosen]).T
         if len(temperatures) < 2:
+            lost.append(
+                f"{' + '.join(pair)}: no valley between them at {near[0]:.4g} K; maxima of the "
+                "heat capacity need a range of temperatures"
+            )
             continue
-        ends = (float(temperatures[0]), float(temperatures[-1]))
+        ends = (
+            max(float(temperatures[0]), (1 - _SAME_TRANSITION) * near.min()),
+            min(float(temperatures[-1]), (1 + _SAME_TRANSITION) * near.max()),
+        )
         line = heat_capacity_maxima(landscape.dos, landscape.line, t, ends, phases=pair)
-        keep = np.isfinite(line.temperature.value)
+        keep = np.abs(line.temperature.value / near - 1) < _SAME_TRANSITION  # nan is not
         if keep.any():
             names = ("temperature", "mu", "composition")
             parts = {name: getattr(line, name)[keep] for name in names}
             out.append(replace(line, **parts, stable=line.stable[keep]))
-    return out
+        if not keep.all():
+            lost.append(
+                f"{' + '.join(pair)}: no valley between them near {near[~keep].min():.4g} to "
+                f"{near[~keep].max():.4g} K, and no maximum of the heat capacity there"
+            )
+    return out, lost
 
 
 def _along(landscape: Landscape, b: Boundary, third: str) -> list[ThreePhasePoint]:

@@ -31,6 +31,8 @@ __all__ = ["Coexistence", "NoCoexistenceError", "coexistence", "find_coexistence
 
 _FEWEST = 50.0  # effective states either phase needs
 _SHALLOWEST = 0.9  # valley over peak
+_FEWEST_REPLICAS = 0.5  # that must have a point
+_NEWTON, _BACK = 30, 10  # steps at most
 _SCAN = 400  # points at which crossings are looked for
 
 
@@ -65,6 +67,9 @@ class Coexistence:
         the valley of a first-order transition and a continuous one has none.
     ess : tuple of two float
         Effective states of each phase.
+    share : float
+        Share of the replicas in which the phases coexist, 1 for exact densities of states. Near
+        the top of a dome it falls: errors are the spread over the replicas that have the point.
     """
 
     phases: tuple[str, str]
@@ -76,6 +81,7 @@ class Coexistence:
     valley: Estimate
     limit: float
     ess: tuple[float, float]
+    share: float
 
     @property
     def separate(self) -> bool:
@@ -123,7 +129,8 @@ def coexistence(
     NoCoexistenceError
         If the grand potentials cross nowhere in the range of the data.
     NotDeterminedError
-        If a phase was never sampled, or too few effective states of either carry the point.
+        If a phase was never sampled, too few effective states of either carry the point, or less
+        than half of the replicas have it.
 
     Examples
     --------
@@ -190,7 +197,8 @@ def crossings(
     out = []
     for k in np.flatnonzero(np.sign(f[1:]) != np.sign(f[:-1])):
         t = brentq(lambda t: difference(t)[0], grid[k], grid[k + 1], xtol=1e-15, rtol=1e-14)
-        if a.at(t)[2][1] < b.at(t)[2][1]:
+        known = any(abs(t - other) < 1e-12 for other in out)  # a root on the grid shows twice
+        if a.at(t)[2][1] < b.at(t)[2][1] and not known:
             out.append(t)
     return out
 
@@ -221,12 +229,18 @@ def _point(landscape, pair, a, b, temperature: float, t: float) -> Coexistence:
         return np.stack([x[2], y[2], jump, -jump / (y[1] - x[1])])
 
     value = derived(read(*a.at(t), t), read(*b.at(t), t))
-    if landscape.dos.is_exact:
-        error, mu_error = np.zeros(4), 0.0
-    else:
-        own = solve_replicas(a, b, t)
-        replicas = derived(read(*a.replicas(own), own), read(*b.replicas(own), own))
-        error, mu_error = replicas.std(1, ddof=1), float(own.std(ddof=1))
+    error, mu_error, share = np.zeros(4), 0.0, 1.0
+    if not landscape.dos.is_exact:
+        own, has = _solve_replicas(a, b, t)
+        share = float(has.mean())
+        if share < _FEWEST_REPLICAS:
+            raise NotDeterminedError(
+                f"{pair[0]} and {pair[1]} at {temperature:g} K: they coexist in {share:.0%} of the "
+                f"replicas of the data only (need {_FEWEST_REPLICAS:.0%}): within the errors the "
+                "line may end before. Remedy: sample both phases more"
+            )
+        replicas = derived(read(*a.replicas(own), own), read(*b.replicas(own), own))[:, has]
+        error, mu_error = replicas.std(1, ddof=1), float(own[has].std(ddof=1))
     pick = [Estimate(float(v), float(e), nan) for v, e in zip(value, error, strict=True)]
     return Coexistence(
         phases=tuple(pair),
@@ -238,6 +252,7 @@ def _point(landscape, pair, a, b, temperature: float, t: float) -> Coexistence:
         valley=_valley(landscape, pair, temperature, t),
         limit=_limit(landscape, pair),
         ess=(float(a.ess([t])[0]), float(b.ess([t])[0])),
+        share=share,
     )
 
 
@@ -246,15 +261,38 @@ def _limit(landscape: Landscape, pair) -> float:
     return CRITICAL_VALLEY if first == second else _SHALLOWEST
 
 
-def solve_replicas(a: Projection, b: Projection, t: float) -> np.ndarray:
-    """The t of every replica at which both have one ln Z, by Newton's method, (replicas,)."""
-    own = None
-    for _ in range(4):
-        start = t if own is None else own
-        (za, na, _), (zb, nb, _) = a.replicas(start), b.replicas(start)
-        step = -(za - zb) * a.kT / (na - nb)
-        own = start + step
-    return own
+def _solve_replicas(a: Projection, b: Projection, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """The t of every replica at which both have one ln Z, and whether it has one, (replicas,).
+
+    Newton's method from the point of the data. Where the difference of the amounts changes sign
+    on the way there is none: the difference of ln Z has an extremum before it is zero. The t of
+    such a replica is that of the data.
+    """
+    sign = np.sign(a.at(t)[1] - b.at(t)[1])
+
+    def compare(own):
+        """ln Z of the first less that of the second, and their amounts alike."""
+        (za, na, _), (zb, nb, _) = a.replicas(own), b.replicas(own)
+        return za - zb, na - nb
+
+    own = np.full(a.replicas(t)[0].shape, t)
+    f, slope = compare(own)
+    for k in range(_BACK):  # replicas whose extremum lies on the near side of t: go behind it
+        behind = sign * slope <= 0
+        if not behind.any():
+            break
+        own = np.where(behind, t + sign * 0.01 * 2**k * a.kT, own)
+        f, slope = compare(own)
+    has = sign * slope > 0
+    for _ in range(_NEWTON):
+        step = np.where(has, -f * a.kT / np.where(has, slope, 1.0), 0.0)
+        own = own + step
+        f, slope = compare(own)
+        has &= sign * slope > 0
+        if not np.abs(step[has]).max(initial=0.0) > 1e-9 * a.kT:
+            break
+    has &= np.abs(f) < 1e-6
+    return np.where(has, own, t), has
 
 
 def _valley(landscape: Landscape, pair, temperature: float, t: float) -> Estimate:
@@ -271,7 +309,7 @@ def _valley(landscape: Landscape, pair, temperature: float, t: float) -> Estimat
     rows = np.flatnonzero((labels == i) | (labels == j) | (labels == UNDECIDED))
     kT = landscape.projection(pair[0], temperature).kT
     log_w = landscape.log_weights(temperature)[rows] + t * landscape.amount[rows] / kT
-    w = np.exp(log_w - log_w.max())
+    w = np.exp(log_w - log_w[labels[rows] != UNDECIDED].max())
     keep = w > 1e-12
     rows, w = rows[keep], w[keep] / w[keep].sum()
     sites = dos.lattice.n_sites

@@ -40,6 +40,13 @@ class Boundary:
         Whether no third phase has a lower grand potential.
     reason : str
         Why the line ends where it does.
+    provenance : Mapping
+        JSON-ready, of the data; empty within a :class:`PhaseDiagram`, which has it itself.
+
+    Raises
+    ------
+    ValueError
+        If numbers of points, or of phases, do not fit together.
     """
 
     kind: str
@@ -50,6 +57,31 @@ class Boundary:
     slope: Estimate | None
     stable: np.ndarray
     reason: str = ""
+    provenance: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        if len(self.phases) != 2:
+            raise ValueError(f"a boundary lies between two phases, got {self.phases}")
+        n = np.size(self.temperature.value)
+        shapes = {"temperature": (n,), "mu": (n,), "composition": (n, 2), "slope": (n,)}
+        found = {
+            name: (np.shape(e.value), np.shape(e.error))
+            for name in shapes
+            if (e := getattr(self, name)) is not None
+        }
+        found["stable"] = (np.shape(self.stable),)
+        for name, got in found.items():
+            shape = shapes.get(name, (n,))
+            if any(g != shape for g in got):
+                raise ValueError(
+                    f"{name} of the boundary {' + '.join(self.phases)} of {n} points must have "
+                    f"shape {shape}, got {' with errors '.join(map(str, got))}"
+                )
+
+    @property
+    def cost(self) -> Cost:
+        """What the data have cost."""
+        return Cost.from_provenance(self.provenance)
 
     def to_dict(self) -> dict:
         """JSON-ready description, inverse of :meth:`from_dict`."""
@@ -59,18 +91,20 @@ class Boundary:
             **{name: _to_dict(getattr(self, name)) for name in _OF_BOUNDARY},
             "stable": np.asarray(self.stable).tolist(),
             "reason": self.reason,
+            "provenance": dict(self.provenance),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping) -> Boundary:
         """Rebuild from :meth:`to_dict`."""
-        parts = {name: _from_dict(data[name]) for name in _OF_BOUNDARY}
         stable = np.array(data["stable"], dtype=bool)
+        parts = {name: _from_dict(data[name]) for name in _OF_BOUNDARY}
         return cls(
             kind=data["kind"],
             phases=tuple(data["phases"]),
             stable=stable,
             reason=data["reason"],
+            provenance=dict(data.get("provenance", {})),
             **parts,
         )
 
@@ -186,7 +220,7 @@ class PhaseDiagram:
         Raises
         ------
         ValueError
-            If an entry is missing.
+            If an entry is missing or wrong.
         """
         try:
             return cls(
@@ -197,8 +231,10 @@ class PhaseDiagram:
                 undetermined=tuple(data["undetermined"]),
                 provenance=dict(data["provenance"]),
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no phase diagram: {error!r} is missing or wrong") from error
+        except KeyError as error:
+            raise ValueError(f"this is no phase diagram: {error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"this is no phase diagram: {error}") from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as JSON; the file appears under its name only when it is complete.
@@ -212,7 +248,7 @@ class PhaseDiagram:
         """
         text = json.dumps(self.to_dict(), indent=1)
         with replacing(path) as temporary:
-            temporary.write_text(text + "\n")
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> PhaseDiagram:
@@ -225,12 +261,15 @@ class PhaseDiagram:
         OSError
             If it cannot be read.
         """
-        with open(path) as f:
+        with open(path, encoding="utf-8") as f:
             try:
                 data = json.load(f)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is not JSON: {error}") from error
-        return cls.from_dict(data)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
         return "\n".join(

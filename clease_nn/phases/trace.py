@@ -105,20 +105,20 @@ def check_temperatures(temperatures) -> np.ndarray:
 class Followed:
     """A line of two phases, or the error that says why there is none.
 
-    ``filled`` are the positions [eV] at which the two have the lowest grand potentials, both the
-    same, but cannot be told apart.
+    ``filled`` are the temperatures [K] and positions [eV] at which the two have the lowest grand
+    potentials, both the same, but cannot be told apart.
     """
 
     line: Boundary | ValueError
-    filled: tuple[float, ...]
+    filled: tuple[tuple[float, float], ...]
 
 
 class _FilledError(NotDeterminedError):
     """Two phases of one grand potential are no two phases."""
 
-    def __init__(self, text: str, mu: float):
+    def __init__(self, text: str, where: tuple[float, float]):
         super().__init__(text)
-        self.mu = mu
+        self.where = where
 
 
 def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray) -> Followed:
@@ -130,7 +130,7 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
         if isinstance(found[-1], Coexistence):
             last = found[-1]
     good = np.array([isinstance(p, Coexistence) for p in found])
-    filled = tuple(p.mu for p in found if isinstance(p, _FilledError))
+    filled = tuple(p.where for p in found if isinstance(p, _FilledError))
     if not good.any():
         undecided = [p for p in found if isinstance(p, NotDeterminedError)]
         return Followed(undecided[0] if undecided else found[0], filled)
@@ -143,6 +143,13 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
     words = [_range_in_words(points, stable, rivals)]
     words.append(f"below {points[0].temperature:.4g} K: {below}")
     words.append(f"above {points[-1].temperature:.4g} K: {above}")
+    partial = [p for p in points if p.share < 1]
+    if partial:
+        words.append(
+            f"from {partial[0].temperature:.4g} to {partial[-1].temperature:.4g} K not all "
+            f"replicas have this point ({min(p.share for p in partial):.0%} or more), and errors "
+            "are the spread of those that have"
+        )
     if left_out:
         words.append(f"{left_out} further temperatures beyond a break are left out")
     line = Boundary(
@@ -154,6 +161,7 @@ def follow(landscape: Landscape, pair: tuple[str, str], temperatures: np.ndarray
         slope=stack([p.slope for p in points]),
         stable=stable,
         reason="; ".join(words),
+        provenance=dict(landscape.dos.provenance),
     )
     return Followed(line, filled)
 
@@ -205,7 +213,7 @@ def _attempt(landscape, pair, temperature: float, last: Coexistence | None):
             f"the weight is {point.valley.value:.2f} +- {point.valley.error:.2f} of the lower "
             "peak; either the transition is continuous here, or the supercell or the number of "
             "samples is too small to tell",
-            point.mu.value,
+            (point.temperature, point.mu.value),
         )
     return point
 
