@@ -5,11 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from ase.units import kB
 from phase_toys import LINE, exact, sampled
 
 from clease_nn.cost import Cost
-from clease_nn.phases import PhaseDiagram, Phases, identify, phase_diagram
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.lattice import Lattice
+from clease_nn.phases import (
+    Boundary,
+    ChemicalPotentialLine,
+    PhaseDiagram,
+    Phases,
+    identify,
+    phase_diagram,
+    trace,
+)
 from clease_nn.thermodynamics import DensityOfStates
 
 NAMES = ("a", "b", "c")
@@ -125,6 +136,64 @@ def test_continuous_order_is_a_maximum_of_the_heat_capacity():
     assert len(diagram.to_rows()) == sum(len(b.stable) for b in diagram.boundaries)
 
 
+def test_maxima_far_from_equal_grand_potentials_are_left_out():
+    """Where little order counts as a phase, equal grand potentials are far above the maximum."""
+    dos = exact("order")
+    phases = identify(dos, LINE, [300])
+    phases = replace(phases, labels=(phases.order[:, 0] > 0.3).astype(int))
+    diagram = phase_diagram(dos, phases, LINE, np.arange(200, 801, 50))
+    assert all(b.kind == "first-order" for b in diagram.boundaries)
+    assert all("no maximum of the heat capacity there" in text for text in diagram.undetermined)
+    assert len(diagram.undetermined) == 2
+
+
+@pytest.fixture(scope="module")
+def ternary():
+    """All states of 3 x 3 sites of which three may carry Ag; like neighbours attract."""
+    allowed = np.ones((9, 3), bool)
+    allowed[3:, 2] = False
+    square = Lattice.square(3, species=("Cu", "Au", "Ag"))
+    lattice = Lattice(square.template, np.arange(9), square.species, allowed, np.zeros(9, int))
+
+    def energy(lattice, occupations):
+        x = torch.as_tensor(occupations).reshape(-1, 3, 3)
+        return -0.04 * sum((x == x.roll(1, k)).double().sum((1, 2)) for k in (1, 2))
+
+    return lattice, SemiGrandCanonical(energy).enumerate(lattice)
+
+
+def test_a_ternary_along_a_line(ternary):
+    """With Ag at a fixed chemical potential Cu and Au coexist where symmetry says: at zero.
+
+    The compositions are those of the phases' own states; without Ag the line is the binary's.
+    """
+    lattice, states = ternary
+    dos = DensityOfStates.exact(states)
+    temperatures = [200.0, 300.0, 400.0]
+    found = {}
+    for silver in (-0.02, -9.0):
+        line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu", origin=[0.0, 0.0, silver])
+        # mu_Au rises and mu_Cu falls: what Ag replaces does not matter to the symmetry
+        line = ChemicalPotentialLine("Au", [-0.5, 0.5, 0.0], line.origin, line.label)
+        phases = identify(dos, line, temperatures)
+        assert phases.names == ("Au-poor", "Au-rich")
+        [found[silver]] = phase_diagram(dos, phases, line, temperatures).boundaries
+        b = found[silver]
+        assert np.abs(b.mu.value).max() < 1e-9 and b.stable.all()
+        at = line.at(b.temperature.value, b.mu.value)
+        for k, name in enumerate(phases.names):
+            own = phases.restricted(dos, name).averages(at)
+            x = [a.composition.value[1] for a in own]
+            assert b.composition.value[:, k] == pytest.approx(x, abs=1e-9)
+    with_silver, without = found[-0.02], found[-9.0]
+    # Ag takes places of Au in the rich phase
+    assert with_silver.composition.value[0, 1] < without.composition.value[0, 1]
+    binary = dos.restricted(dos.counts[:, 2] == 0)
+    line = ChemicalPotentialLine("Au", [-0.5, 0.5, 0.0], np.zeros(3), "")
+    [b] = phase_diagram(binary, identify(binary, line, temperatures), line, temperatures).boundaries
+    assert b.composition.value == pytest.approx(without.composition.value, abs=1e-6)
+
+
 def test_lines_from_samples_cover_the_exact_ones():
     """A whole diagram from draws: every point of the line within its error of the exact one."""
     ts = [-0.055, -0.035, -0.025, -0.015, 0.0]
@@ -187,6 +256,24 @@ def test_a_diagram_survives_its_file(tmp_path):
     json.loads((tmp_path / "diagram.json").read_text(), parse_constant=pytest.fail)
 
 
+def test_a_boundary_remembers_what_it_cost():
+    """Alone it has the provenance of its data, within a diagram the diagram has; both are saved."""
+    dos, phases = three_levels([0.0, 0.12, 0.05], [0.0, 4.0, 1.0])
+    alone = trace(dos, phases, NAMES[:2], LINE, [800.0, 900.0])
+    assert alone.cost == Cost(energy_evaluations=600) == Boundary.from_dict(alone.to_dict()).cost
+    whole = phase_diagram(dos, phases, LINE, [800.0, 900.0])
+    assert whole.cost == alone.cost and not any(b.provenance for b in whole.boundaries)
+
+
+def test_boundaries_of_unequal_lengths_are_refused():
+    """One number for each point."""
+    b = diagram().boundaries[0]
+    with pytest.raises(ValueError, match="composition of the boundary"):
+        replace(b, composition=b.mu)
+    with pytest.raises(ValueError, match="two phases"):
+        replace(b, phases=NAMES)
+
+
 def test_rows_are_flat_and_json_ready():
     """One for every point of a line and every three-phase point, all with the same keys."""
     d = diagram()
@@ -204,8 +291,22 @@ def test_files_of_other_things_are_refused(tmp_path):
     path.write_text("no json")
     with pytest.raises(ValueError, match="not JSON"):
         PhaseDiagram.load(path)
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="no phase diagram"):
+    diagram().save(path)
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match=r"x\.json is not JSON, or is cut off"):
+        PhaseDiagram.load(path)
+    path.write_bytes(b"\x80\x02\xff" * 9)
+    with pytest.raises(ValueError, match="not JSON"):
+        PhaseDiagram.load(path)
+    for other in ({}, [], None, 3, "text", {"line": []}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=r"x\.json: this is no phase diagram"):
+            PhaseDiagram.load(path)
+    good = json.loads(text)
+    good["boundaries"][0]["mu"]["value"].pop()
+    path.write_text(json.dumps(good))
+    with pytest.raises(ValueError, match=r"no phase diagram: mu of the boundary .* points"):
         PhaseDiagram.load(path)
     with pytest.raises(OSError, match="cannot write"):
         diagram().save(tmp_path / "nowhere" / "x.json")

@@ -39,6 +39,39 @@ def grid(temperatures, t):
     return at[torch.as_tensor(np.random.default_rng(0).permutation(len(at)))]
 
 
+def test_recipes_keep_the_cost_of_their_data():
+    """What the averages or free energies have cost is that of the line drawn from them."""
+    averages = SMALL.averages(grid(T, [0.0, 0.1, 0.2]))
+    free = canonical(SMALL, T[:2])
+    for b in (
+        greatest_composition_jump(averages, LINE),
+        heat_capacity_peak(averages, LINE),
+        common_tangent(free),
+        heat_capacity_maxima(SMALL, LINE, [0.1], (200.0, 1500.0)),
+    ):
+        assert b.cost.energy_evaluations == 4096
+
+
+def test_conditions_without_a_number_are_left_out():
+    """A heat capacity or composition that is NaN is no largest one."""
+    hot = np.linspace(200, 1500, 7)
+    averages = list(SMALL.averages(Conditions.grid(hot, LINE.mu([0.0, 0.1]))))
+    true = heat_capacity_peak(Averages(averages), LINE).temperature.value
+    [k] = [
+        i
+        for i, a in enumerate(averages)
+        if a.temperature == hot[-1] and abs(a.mu[1] - a.mu[0] - 0.1) < 1e-9
+    ]
+    assert np.isfinite(true).all() and (true < hot[-2]).all()
+    spoilt = averages.copy()
+    spoilt[k] = replace(averages[k], heat_capacity=Estimate(np.nan, np.nan))
+    assert heat_capacity_peak(Averages(spoilt), LINE).temperature.value.tolist() == true.tolist()
+    spoilt[k] = replace(averages[k], composition=averages[k].composition * np.nan)
+    jump = greatest_composition_jump(Averages(spoilt), LINE)
+    assert np.isfinite(jump.mu.value).tolist() == [True] * 6 + [False]
+    assert "1500 K: 1 positions" in jump.reason
+
+
 # ------------------------------------------------------------------ composition jump
 def test_the_greatest_jump_of_a_symmetric_gap_is_at_zero():
     """Below the critical point the composition jumps in the middle, from poor to rich."""

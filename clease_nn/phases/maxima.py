@@ -179,6 +179,7 @@ def _maxima(dos, line, t, temperatures, kind, columns, quantity, n_grid, phases)
         slope=None,
         stable=np.isfinite(value),
         reason="; ".join([f"maxima of a supercell of {n} sites, which has no transition", *notes]),
+        provenance=dict(dos.provenance),
     )
 
 

@@ -68,7 +68,8 @@ def greatest_composition_jump(
         raise ValueError(f"the window must be (low, high) with low < high, got {low}, {high} eV")
     rows, notes = [], []
     for value in np.unique(temperature):
-        here = np.flatnonzero((temperature == value) & (t >= low) & (t <= high))
+        inside = (temperature == value) & (t >= low) & (t <= high)
+        here = np.flatnonzero(inside & np.isfinite(x.value))
         here = here[np.argsort(t[here])]
         if len(here) < 2:
             rows.append([value, *[nan] * 6])
@@ -87,7 +88,8 @@ def greatest_composition_jump(
             ]
         )
     warning = "a jump is found at every temperature, above a critical point too"
-    return _boundary("greatest composition jump", rows, [warning, *notes])
+    cost = averages.cost.to_dict()
+    return _boundary("greatest composition jump", rows, [warning, *notes], cost)
 
 
 def heat_capacity_peak(
@@ -123,11 +125,16 @@ def heat_capacity_peak(
         If there are no averages, or they do not lie on the line.
     """
     temperature, t, x = _on_line(averages, line)
+    capacity = np.array([a.heat_capacity.value for a in averages])
     rows, notes = [], []
     for value in np.unique(t):
-        here = np.flatnonzero(t == value)
+        here = np.flatnonzero((t == value) & np.isfinite(capacity))
         here = here[np.argsort(temperature[here])]
-        c = np.array([averages[i].heat_capacity.value for i in here])
+        if len(here) < 3:
+            rows.append([nan, value, 0.0, *[nan] * 4, nan])
+            notes.append(f"t = {value:.6g} eV: {len(here)} heat capacities, three are needed")
+            continue
+        c = capacity[here]
         k = int(c.argmax())
         if k in (0, len(here) - 1):
             rows.append([nan, value, 0.0, *[nan] * 4, nan])
@@ -144,7 +151,8 @@ def heat_capacity_peak(
         i = here[k]
         rows.append([top, value, 0.0, *[x.value[i]] * 2, *[x.error[i]] * 2, error])
     warning = "the largest of noisy values on a grid, in a finite cell"
-    return _boundary("heat-capacity peak", rows, [warning, *notes])
+    cost = averages.cost.to_dict()
+    return _boundary("heat-capacity peak", rows, [warning, *notes], cost)
 
 
 def common_tangent(
@@ -233,7 +241,7 @@ def common_tangent(
             left, right, mu = edge
             rows.append([temperature, mu, error[2], left / n, right / n, *(error[:2] / n)])
     warning = f"compositions in steps of 1/{n}, interfaces within the gap included"
-    return _boundary("common tangent", rows, [warning, *notes])
+    return _boundary("common tangent", rows, [warning, *notes], canonical.provenance)
 
 
 def lowest_temperature(c: Configurations) -> Configurations:
@@ -359,7 +367,7 @@ def _on_line(averages: Averages, line: ChemicalPotentialLine):
     return conditions.temperature.numpy(), np.round(t, 9), x
 
 
-def _boundary(kind: str, rows: list, notes: list[str]) -> Boundary:
+def _boundary(kind: str, rows: list, notes: list[str], provenance) -> Boundary:
     """From rows of T, mu, its error, both compositions, their errors, and perhaps T's error."""
     r = np.array(rows, dtype=float).reshape(len(rows), -1 if rows else 7)
     error = r[:, 7] if r.shape[1] > 7 else np.zeros(len(r))
@@ -372,6 +380,7 @@ def _boundary(kind: str, rows: list, notes: list[str]) -> Boundary:
         slope=None,
         stable=np.isfinite(r[:, :2]).all(1),
         reason="; ".join(notes),
+        provenance=dict(provenance),
     )
 
 
@@ -382,6 +391,8 @@ def _vertex(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[float, fl
         a, b, _ = np.polyfit(x - x[1], y, 2)
         return x[1] - b / (2 * a)
 
+    if not np.ptp(y) > 0:
+        return float(x[1]), float((x[2] - x[0]) / 2)
     step = 1e-4 * np.ptp(y)
     slopes = np.array([(vertex(y + d) - vertex(y - d)) / (2 * step) for d in step * np.eye(3)])
     return float(vertex(y)), float(np.sqrt(((slopes * errors) ** 2).sum()))
