@@ -130,6 +130,36 @@ def test_sublattices_keep_their_order_apart():
     assert phases.names == ("disordered", "AuCuX2") and phases.labels.tolist() == [0, 1]
 
 
+def test_the_threshold_of_order_may_be_given():
+    """Labels are those of the order itself; by default the threshold is told."""
+    dos = exact("order")
+    default = identify(dos, LINE, TEMPERATURES)
+    assert any("order" in r and "above" in r for r in default.reasons)
+    order = long_range_order(dos.occupations, LATTICE, CHECKER)
+    for threshold in (0.4, 0.6):
+        phases = identify(dos, LINE, TEMPERATURES, threshold=threshold)
+        assert (phases.mask("CuAu") == (order > threshold)).all()
+    for bad in (0.0, 1.0, np.nan):
+        with pytest.raises(ValueError, match="threshold"):
+            identify(dos, LINE, TEMPERATURES, threshold=bad)
+
+
+def test_fluctuations_are_no_structures():
+    """The lowest states of hot data, or one with a defect, are not taken for ordered phases."""
+    lattice, l12, _ = fcc((4, 4, 4))
+    rng = np.random.default_rng(0)
+    defect = l12.copy()
+    defect[np.flatnonzero(l12)[0]] = 0
+    rows = [0 * l12, defect, rng.permuted(np.repeat([0, 1], 32)).astype(np.int8), 1 + 0 * l12]
+    line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
+    energy = np.array([0.0, -1.0, -1.5, 0.0])
+    phases = identify(states(lattice, rows, energy), line, [300.0])
+    assert not phases.structures
+    assert sum("repeats nowhere within the supercell" in r for r in phases.reasons) == 2
+    given = identify(states(lattice, rows, energy), line, [300.0], structures={"Cu3Au": l12})
+    assert given.labels[1] == given.index("Cu3Au") and given.degeneracy[-1] == 4
+
+
 # ------------------------------------------------------------------ what is not there
 def test_a_structure_never_sampled_is_named():
     """Its phase has no states, the reasons say so, and its density of states is refused."""
@@ -191,7 +221,8 @@ def test_unknown_phase_is_refused():
     [
         (np.zeros(9, int), "16 sites"),
         (np.zeros(16, int), "no order"),
-        (np.full(16, 3), "no species"),
+        (np.full(16, 3), "may carry only"),
+        (CHECKER * 0.5, "must be integers"),
     ],
 )
 def test_wrong_structures_are_refused(structure, message):
@@ -207,7 +238,7 @@ def test_a_species_where_it_may_not_be_is_refused():
     lattice = Lattice(LATTICE.template, np.arange(16), ("Cu", "Au"), allowed, np.zeros(16, int))
     dos = states(lattice, [CHECKER, 0 * CHECKER], [0, 0])
     line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
-    with pytest.raises(ValueError, match="may not carry"):
+    with pytest.raises(ValueError, match="may carry only"):
         identify(dos, line, [300], structures={"s": 1 - CHECKER})
 
 

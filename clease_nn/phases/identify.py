@@ -32,6 +32,7 @@ from clease_nn.phases.line import ChemicalPotentialLine
 from clease_nn.phases.projection import Projection, by_amount
 from clease_nn.symmetry import structure_variants
 from clease_nn.thermodynamics import DensityOfStates
+from clease_nn.thermodynamics.long_range import checked, contrast
 
 __all__ = ["CRITICAL_VALLEY", "DISORDERED", "identify"]
 
@@ -41,8 +42,8 @@ DISORDERED = "disordered"
 CRITICAL_VALLEY = float(np.exp(-0.776))
 """Valley over peak at the critical point of three-dimensional Ising systems, 0.46.
 
-Tsypin and Blote, Phys. Rev. E 62, 73 (2000): P(m) ~ exp[-(m^2/m0^2 - 1)^2 (0.158 m^2/m0^2 +
-0.776)] in periodic cubes of any size. A deeper valley separates two phases.
+Tsypin and Bloete, Phys. Rev. E 62, 73 (2000): P(m) ~ exp[-(m^2/m0^2 - 1)^2 (0.158 m^2/m0^2 +
+0.776)] in periodic cubes, whatever their size. A deeper valley separates two phases.
 """
 
 _THRESHOLD = 0.5  # a state is nearer to the structure than to disorder above it
@@ -57,6 +58,7 @@ def identify(
     temperatures: Sequence[float] | None = None,
     *,
     structures: Mapping[str, np.ndarray] | None = None,
+    threshold: float | None = None,
 ) -> Phases:
     """Find the phases along a line of chemical potentials by the structure of the states.
 
@@ -69,8 +71,14 @@ def identify(
         K; which are looked at. Default: those that were sampled.
     structures : mapping of str to array_like, shape (sites,), optional
         Occupations of the ordered phases by name, in the supercell of the states. Default: the
-        ground states among the states along the line, where they are ordered; a phase that is
-        stable at high temperature only must be given.
+        ground states among the states along the line, where they are ordered and repeat within
+        the supercell; a phase that is stable at high temperature only must be given.
+    threshold : float, optional
+        Long-range order, between 0 and 1, above which a state counts as ordered. Default: where
+        the weight over the conditions looked at is least between order and disorder, 0.5 if there
+        is no valley; ``reasons`` tells it. Where few states lie in the valley boundaries hardly
+        depend on it. In a small supercell or near a continuous transition they do, and no
+        statistical error knows: identify with 0.05 more and 0.05 less, and quote the change.
 
     Returns
     -------
@@ -82,7 +90,8 @@ def identify(
     Raises
     ------
     ValueError
-        If there are no temperatures, or a structure does not fit the lattice.
+        If there are no temperatures, a structure does not fit the lattice, or the threshold is
+        not between 0 and 1.
     NotDeterminedError
         If the states carry no occupations, or no temperature is supported by the data.
 
@@ -101,11 +110,13 @@ def identify(
             "these states carry no occupations, so their structure is unknown; label them with "
             "Phases.given"
         )
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"the threshold of long-range order must be in (0, 1), got {threshold}")
     temperatures = _temperatures(dos, temperatures)
     pooled = _pooled_weights(dos, line, temperatures)
     reasons: list[str] = []
     if structures is None:
-        structures = _ground_states(dos, line, temperatures[0])
+        structures = _ground_states(dos, line, temperatures[0], reasons)
         found = ", ".join(structures) or "none"
         reasons.append(
             f"ordered structures from the lowest states along the line at {temperatures[0]:g} K: "
@@ -122,8 +133,10 @@ def identify(
         own = eta[np.arange(len(dos)), nearest]
         for k, name in enumerate(structures):
             of = nearest == k
-            threshold = _valley_of_order(own[of], pooled[of], dos.lattice.n_sites, name, reasons)
-            hit = of & (own > threshold)
+            above = threshold
+            if above is None:
+                above = _valley_of_order(own[of], pooled[of], dos.lattice.n_sites, name, reasons)
+            hit = of & (own > above)
             kinds[hit] = k + 1
             if not hit.any():
                 reasons.append(f"{name} was never sampled: no state has long-range order of it")
@@ -172,26 +185,14 @@ def _compare(occupations, lattice: Lattice, variants: Mapping[str, np.ndarray]):
 
 def _deviations(occupations: np.ndarray, lattice: Lattice) -> np.ndarray:
     """Occupations minus their mean on every sublattice, (rows, sites * species), float32."""
-    onehot = (occupations[:, :, None] == np.arange(lattice.n_species)).astype(np.float32)
-    for s in np.unique(lattice.sublattices):
-        on = lattice.sublattices == s
-        onehot[:, on] -= onehot[:, on].mean(1, keepdims=True)
-    return onehot.reshape(len(occupations), -1)
+    return contrast(occupations, lattice).reshape(len(occupations), -1).astype(np.float32)
 
 
 def _checked(lattice: Lattice, name: str, x) -> np.ndarray:
-    x = np.asarray(torch.as_tensor(x).cpu().numpy())
-    if x.shape != (lattice.n_sites,):
-        raise ValueError(
-            f"structure {name!r} has shape {x.shape}, the lattice {lattice.n_sites} sites; give "
-            "its occupations in the supercell of the states"
-        )
-    if not ((x >= 0) & (x < lattice.n_species)).all():
-        raise ValueError(f"structure {name!r} has occupations that are no species")
-    if not lattice.allowed[np.arange(len(x)), x.astype(int)].all():
-        raise ValueError(f"structure {name!r} puts a species on a site that may not carry it")
-    x = x.astype(np.int8)
-    if not (_deviations(x[None], lattice) ** 2).sum() > 1e-9:
+    """Occupations of an ordered structure, int8."""
+    x = x.cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
+    x = checked(x[None], lattice, f"structure {name!r}")[0]
+    if not (contrast(x[None], lattice) ** 2).sum() > 1e-9:
         raise ValueError(
             f"structure {name!r} has no order: every sublattice carries one species; phases that "
             "differ in composition only are found without it"
@@ -233,8 +234,12 @@ def _pooled_weights(dos: DensityOfStates, line, temperatures) -> np.ndarray:
     return out / out.sum()
 
 
-def _ground_states(dos: DensityOfStates, line, temperature: float) -> dict[str, np.ndarray]:
-    """Ordered states on the lower convex hull of energy against amount, widest first."""
+def _ground_states(dos: DensityOfStates, line, temperature: float, reasons: list[str]):
+    """Ordered states, by name, on the lower convex hull of energy against amount.
+
+    A state that repeats nowhere within the supercell may be any fluctuation or a structure with
+    a defect, whose variants are no domains.
+    """
     if np.ptp(line.amount(dos)) == 0:
         return {}
     energy = dos.energy - dos.counts @ line.origin
@@ -261,6 +266,13 @@ def _ground_states(dos: DensityOfStates, line, temperature: float) -> dict[str, 
             if cosine.max() > _SIMILAR:
                 continue
         name = _formula(dos.lattice, x, found)
+        translations = dos.lattice.translations
+        if len(np.unique(x[translations], axis=0)) == len(np.unique(translations, axis=0)):
+            reasons.append(
+                f"the lowest state of composition {name} repeats nowhere within the supercell and "
+                "is not taken for a phase; give it in structures= if it is one"
+            )
+            continue
         found[name], variants[name] = x, structure_variants(dos.lattice, x)
     order = sorted(found, key=lambda name: line.direction[found[name]].sum())
     return {name: found[name] for name in order}
@@ -303,6 +315,7 @@ def _valley_of_order(order, weights, n_sites: int, name: str, reasons: list[str]
     k = int(middle[len(middle) // 2])
     left, right = h[: k + 1].max(), h[k:].max()
     if right > 0 and least <= CRITICAL_VALLEY * min(left, right):
+        reasons.append(f"states count as {name} above a long-range order of {centres[k]:.2f}")
         return float(centres[k])
     if right > 0:
         reasons.append(

@@ -71,19 +71,19 @@ def order_parameter(occupations, lattice: Lattice, structure) -> OrderParameter:
     >>> found.value.tolist(), found.variant.tolist(), len(found.variants)
     ([1.0, 1.0, 0.0], [0, 1, 0], 2)
     """
-    structure = _checked(np.asarray(structure)[None], lattice, "the structure")[0]
+    structure = checked(np.asarray(structure)[None], lattice, "the structure")[0]
     rows = occupations.cpu().numpy() if torch.is_tensor(occupations) else np.asarray(occupations)
-    rows = _checked(rows, lattice, "occupations")
+    rows = checked(rows, lattice, "occupations")
     variants = structure_variants(lattice, structure)
-    contrast = _contrast(variants, lattice)
-    norm = float((contrast[0] ** 2).sum())
+    deviations = contrast(variants, lattice)
+    norm = float((deviations[0] ** 2).sum())
     if norm < 1e-12:
         raise ValueError(
             "the structure has no order: every sublattice carries one species only, like the pure "
             "phases; tell such phases by their composition"
         )
     # <d(x), d(s)> = <[x_i = a], d(s)>: the rows of d(s) sum to zero on every sublattice
-    flat = torch.as_tensor(contrast.reshape(len(variants), -1) / norm)
+    flat = torch.as_tensor(deviations.reshape(len(variants), -1) / norm)
     value, variant = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
     species = torch.arange(lattice.n_species)
     for k in range(0, len(rows), _CHUNK):
@@ -114,7 +114,7 @@ def long_range_order(occupations, lattice: Lattice, structure) -> np.ndarray:
     return order_parameter(occupations, lattice, structure).value
 
 
-def _contrast(x: np.ndarray, lattice: Lattice) -> np.ndarray:
+def contrast(x: np.ndarray, lattice: Lattice) -> np.ndarray:
     """Indicator of every species minus its share on the sublattice, (rows, sites, species)."""
     one = (x[:, :, None] == np.arange(lattice.n_species)).astype(float)
     for s in np.unique(lattice.sublattices):
@@ -123,8 +123,8 @@ def _contrast(x: np.ndarray, lattice: Lattice) -> np.ndarray:
     return one
 
 
-def _checked(x: np.ndarray, lattice: Lattice, what: str) -> np.ndarray:
-    """int8 rows that the lattice allows."""
+def checked(x: np.ndarray, lattice: Lattice, what: str) -> np.ndarray:
+    """int8 rows (rows, sites) that the lattice allows; otherwise ValueError names ``what``."""
     if x.ndim != 2 or x.shape[1] != lattice.n_sites:
         raise ValueError(
             f"{what} must have {lattice.n_sites} sites a row, got shape {x.shape[-2:]}"
