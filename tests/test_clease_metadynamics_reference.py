@@ -1,10 +1,14 @@
 """Metadynamics of CLEASE, handed over as canonical averages."""
 
+import importlib
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from ase.units import kB
 from clease.calculator import attach_calculator
 from clease.montecarlo import SGCMonteCarlo
 from clease.settings import CEBulk, Concentration
@@ -13,7 +17,11 @@ from sampler_helpers import binary_atoms, ternary_atoms
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.errors import NotDeterminedError
 from clease_nn.hosts.clease import NeuralSGCSampler, energy, lattice, metadynamics
+from clease_nn.lattice import Lattice
 from clease_nn.thermodynamics import DensityOfStates, canonical
+from clease_nn.warnings import InterruptedWarning
+
+md = importlib.import_module("clease_nn.hosts.clease.metadynamics")
 
 pytestmark = [
     pytest.mark.usefixtures("nowhere"),
@@ -107,8 +115,106 @@ def test_what_was_not_visited_is_not_determined(tmp_path):
     atoms = binary_atoms(tmp_path, scale=0.05)
     found = metadynamics(atoms, [900.0], n_runs=2, sweeps=1, **SHORT)
     unknown = np.isnan(found.free_energy.value[0])
-    assert unknown.any()
-    assert len(found.reasons) >= 1 and "not visited by every run at 900 K" in found.reasons[0]
+    assert unknown.any() and not unknown[[0, -1]].any()
+    assert "of 2 runs at 900 K, two are needed; give more sweeps" in found.reasons[0]
+
+
+def invented(visits, bias=0.0, energy=1.0, failure=""):
+    """Runs of three atoms at two temperatures; energies and biases as given."""
+    visits = np.asarray(visits, dtype=float)
+    bias = np.broadcast_to(bias, visits.shape)
+    return [
+        [
+            md._Run(b, v, np.full(4, energy), np.zeros(4), 10, 1.0, failure)
+            for b, v in zip(*both, strict=True)
+        ]
+        for both in zip(bias, visits, strict=True)
+    ]
+
+
+def combined(parts, failures=("", "")):
+    """What becomes of runs of three atoms, whose energies are all 1 eV."""
+    host = Lattice.square(3, 1, species=("Au", "Cu"))
+    bare = lambda lattice, x: torch.ones(len(x), dtype=torch.float64)  # noqa: E731
+    return md._combine(parts, list(failures), host, bare, np.array([500.0, 700.0]), {})
+
+
+def test_runs_under_different_biases_are_put_together_without_bias():
+    """Few visits a run, many runs: the mean of ln Z_N is the exact one within its small error."""
+    rng = np.random.default_rng(0)
+    log_z = np.log([1, 3, 3, 1])
+    bias = log_z + rng.normal(0, 0.7, (2, 300, 4))
+    p = np.exp(log_z - bias)
+    visits = [[rng.multinomial(12, q / q.sum()) for q in rows] for rows in p]
+    parts = invented(visits, bias)
+    found = combined(parts)
+    kT = kB * found.temperatures[:, None]
+    z = found.free_energy.z(1.0 - kT * log_z)[:, 1:3]
+    assert np.abs(z).max() < 4.5
+    # ln of the visits of a run alone would be off by about -1/2 of 1/3
+    assert (found.free_energy.error[:, 1:3] < 0.05 * kT).all()
+    few = [combined([r[k : k + 10] for r in parts]).free_energy for k in range(0, 300, 10)]
+    z = np.array([f.z(1.0 - kT * log_z)[:, 1:3] for f in few])
+    # t of 9 degrees of freedom has rms 1.13; 120 values
+    assert 0.8 < np.sqrt((z**2).mean()) < 1.6
+
+
+def test_energies_without_scatter_have_errors_of_rounding():
+    """A composition of one energy: no z-score is made of rounding."""
+    parts = invented(np.full((2, 3, 4), 5.0))
+    parts[0][1] = replace(parts[0][1], energy=np.full(4, 1.0 + 3e-15))
+    e = combined(parts).energy
+    assert (np.abs(e.z(1.0)) < 0.1).all() and (e.error[:, 1:3] > 0).all()
+
+
+def test_supercells_of_one_species_need_no_visits():
+    """One of them, seen by two runs, is enough for the constant; without, F is not determined."""
+    visits = np.full((2, 3, 4), 5.0)
+    visits[0, :, 0] = visits[1, :2, 0] = visits[1, :, 3] = 0.0
+    found = combined(invented(visits))
+    assert np.isfinite(found.free_energy.value[0]).all()
+    assert np.isnan(found.free_energy.value[1, 1:3]).all()
+    assert np.isfinite(found.energy.value).all() and (found.free_energy.error[:, [0, 3]] == 0).all()
+    [reason] = found.reasons
+    assert "free energies at 700 K: 1 of 3 runs visited a supercell of one species" in reason
+
+
+def test_a_temperature_that_is_given_up_leaves_the_others(tmp_path, monkeypatch):
+    """What never becomes flat is not determined, with the reason; the rest is returned."""
+    atoms = binary_atoms(tmp_path, scale=0.05)
+    run = md._run
+
+    def never_cold(mc, host, increments, flat_limit, sweeps, max_sweeps, file):
+        cold = mc.temperature < 500
+        return run(mc, host, increments, flat_limit, sweeps, 1 if cold else max_sweeps, file)
+
+    monkeypatch.setattr(md, "_run", never_cold)
+    found = metadynamics(atoms, [400.0, 900.0], n_runs=2, sweeps=200, **SHORT)
+    assert np.isnan(found.free_energy.value[0, 1:-1]).all()
+    assert np.isfinite(found.free_energy.value[1]).all()
+    [reason] = found.reasons
+    assert reason.startswith("after 1 sweeps at 400 K") and "give more max_sweeps" in reason
+
+
+def test_interrupt_keeps_finished_temperatures(tmp_path, monkeypatch):
+    """After Ctrl-C the temperatures with all their runs are returned; without any it goes on."""
+    atoms = binary_atoms(tmp_path, scale=0.05)
+    numbers, run, left = atoms.numbers.copy(), md._run, [3]
+
+    def until(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(md, "_run", until)
+    options = {"n_runs": 2, "sweeps": 50, **SHORT}
+    with pytest.warns(InterruptedWarning, match="1 of 2 temperatures"):
+        found = metadynamics(atoms, [900.0, 1500.0], **options)
+    assert found.temperatures.tolist() == [900.0] and found.cost.energy_evaluations >= 2 * 50 * 8
+    with pytest.raises(KeyboardInterrupt):
+        metadynamics(atoms, [900.0, 1500.0], **options)
+    assert (atoms.numbers == numbers).all()
 
 
 def test_bad_input(tmp_path):
