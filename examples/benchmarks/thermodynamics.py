@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from ase.units import kB
 from common import one_thread, write_json
+from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from training import cuau, ising
 
-from clease_nn import phases, thermodynamics
+from clease_nn import phases, plotting, thermodynamics
 from clease_nn.conditions import Conditions
+from clease_nn.configurations import Configurations
 from clease_nn.energies.ising import ising_energy, ising_log_z, kaufman_log_z
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
@@ -34,14 +36,17 @@ from clease_nn.lattice import Lattice
 from clease_nn.montecarlo import ParallelTempering
 from clease_nn.phases import ChemicalPotentialLine
 from clease_nn.sampling import sample
+from clease_nn.statistics import normalized_ess
 from clease_nn.thermodynamics import DensityOfStates
 from clease_nn.training import fit
 
 BUDGETS = {"cuau16": 120, "hull": 120, "ising10": 240, "ising20": 240, "cuau64": 420}
 
 
-def trained(name: str, ensemble, lattice, box, seconds: float, folder: Path | None):
+def trained(name: str, ensemble, lattice, box, args, folder: Path | None):
     """A model of the budget, from the folder if it is there, else trained (and put there)."""
+    if args.short:
+        return None
     path = None if folder is None else folder / f"{name}.nn"
     if path is not None and path.exists():
         found = TrainedModel.load(path)
@@ -49,7 +54,7 @@ def trained(name: str, ensemble, lattice, box, seconds: float, folder: Path | No
             raise SystemExit(f"{path} was trained on another energy; remove it, or name a folder")
         return found
     out = fit(
-        ensemble, lattice, box, max_seconds=seconds, seed=0, threads=1, clock=time.thread_time,
+        ensemble, lattice, box, max_seconds=args.seconds, seed=0, threads=1, clock=time.thread_time,
         progress=False, validation_samples=32,
     )  # fmt: skip
     if path is not None:
@@ -59,8 +64,15 @@ def trained(name: str, ensemble, lattice, box, seconds: float, folder: Path | No
 
 
 def draw(model, ensemble, lattice, conditions, n: int, seed: int):
-    """``n`` weighted draws at every condition."""
+    """``n`` weighted draws at every condition; of the exact distribution without a model."""
     rng = torch.Generator().manual_seed(seed)
+    if model is None:
+        states = ensemble.enumerate(lattice)
+        p = [states.probabilities(conditions[k]) for k in range(len(conditions))]
+        rows = [torch.multinomial(q, n, replacement=True, generator=rng) for q in p]
+        log_prob = torch.cat([q[r].log() for q, r in zip(p, rows, strict=True)])
+        x = states.occupations[torch.cat(rows)]
+        return ensemble.score(Configurations(lattice, conditions.repeat(n), x, log_prob=log_prob))
     return sample(model.model, ensemble, lattice, conditions.repeat(n), rng, precision="auto")
 
 
@@ -68,9 +80,9 @@ def draw(model, ensemble, lattice, conditions, n: int, seed: int):
 def cuau16(args, folder) -> dict:
     lattice, ensemble, box, _, note = cuau((2, 2, 4))
     print(note)
-    model = trained("cuau16", ensemble, lattice, box, args.seconds, folder)
+    model = trained("cuau16", ensemble, lattice, box, args, folder)
     x = np.linspace(-0.12, 0.12, 9)
-    temperatures = np.arange(200, 1201, 500 if args.short else 100)
+    temperatures = np.arange(200, 1201, 200 if args.short else 100)
     sampled = Conditions.grid(temperatures, x[:, None] @ box.axes)
     middle = Conditions.grid(
         (temperatures[1:] + temperatures[:-1]) / 2, ((x[1:] + x[:-1]) / 2)[:, None] @ box.axes
@@ -137,7 +149,10 @@ def cuau16(args, folder) -> dict:
 
 def gain(drawn, dos, conditions, truth) -> dict:
     """How much larger the rms error of each condition's own draws is than that of all together."""
-    alone, joint = thermodynamics.averages(drawn), dos.averages(conditions)
+    known = dos.determined(conditions)
+    joint = dos.averages(conditions[torch.as_tensor(np.flatnonzero(known))])
+    alone = [a for a, ok in zip(thermodynamics.averages(drawn), known, strict=True) if ok]
+    truth = [a for a, ok in zip(truth, known, strict=True) if ok]
     out = {}
     for q, read in (
         ("log_z", lambda a: float(a.log_z.value)),
@@ -159,7 +174,7 @@ def summary(values) -> dict:
 def hull(args, folder) -> dict:
     lattice, ensemble, box, _, note = cuau((2, 2, 4))
     print(note)
-    model = trained("cuau16", ensemble, lattice, box, args.seconds, folder)
+    model = trained("cuau16", ensemble, lattice, box, args, folder)
     exact = phases.formation_hull(ensemble.enumerate(lattice))
     truth = exact.transition_chemical_potentials("Au", "Cu")
     print(f"enumerated mu_Au - mu_Cu: {np.round(truth, 5)} eV")
@@ -193,9 +208,9 @@ def hull(args, folder) -> dict:
 
 # ------------------------------------------------------------------ Ising as an alloy
 def ising10(args, folder, size: int = 10) -> dict:
-    system = ising(6 if args.short else 10, True, 0)
-    model = trained("ising10", system.ensemble, system.lattice, system.box, args.seconds, folder)
-    lattice = Lattice.square(6 if args.short else size)
+    system = ising(4 if args.short else 10, True, 0)
+    model = trained("ising10", system.ensemble, system.lattice, system.box, args, folder)
+    lattice = Lattice.square(4 if args.short else size)
     ensemble = SemiGrandCanonical(ising_energy(lattice))
     return ising_figures(model, ensemble, lattice, args)
 
@@ -263,13 +278,13 @@ def exact_peak(lattice: Lattice) -> float:
 def cuau64(args, folder) -> dict:
     lattice, ensemble, box, _, note = cuau((2, 2, 4) if args.short else (4, 4, 4))
     print(note)
-    model = trained("cuau64", ensemble, lattice, box, args.seconds, folder)
+    model = trained("cuau64", ensemble, lattice, box, args, folder)
     line = ChemicalPotentialLine.exchange(lattice, "Au", "Cu")
-    temperatures = np.linspace(200, 950, 4 if args.short else 16)
+    temperatures = np.linspace(200, 950, 6 if args.short else 16)
     x = np.linspace(-0.12, 0.12, 11 if args.short else 41)
     conditions = Conditions.grid(temperatures, x[:, None] @ box.axes)
     drawn = draw(model, ensemble, lattice, conditions, max(args.samples // 3, 20), 5)
-    ness = [a.ness for a in thermodynamics.averages(drawn)]
+    ness = [normalized_ess(w) for w in drawn.log_weight.view(len(conditions), -1).numpy()]
     hull = phases.formation_hull([drawn, phases.pure_ends(ensemble, lattice)])
     print(hull)
     ordered = {
@@ -277,7 +292,7 @@ def cuau64(args, folder) -> dict:
         for v in hull.vertices
         if len(np.unique(v.structures[0].occupations)) > 1
     }
-    asked = np.arange(220, 901, 170 if args.short else 20)
+    asked = np.arange(220, 901, 85 if args.short else 20)
     fields = line_positions(box, line, np.linspace(-0.11, 0.11, 4 if args.short else 12))
     found = {}
     for name, dos in {
@@ -287,7 +302,7 @@ def cuau64(args, folder) -> dict:
         which = phases.identify(dos, line, asked, structures=ordered)
         found[name] = (
             phases.phase_diagram(dos, which, line, asked),
-            phases.heat_capacity_maxima(dos, line, fields, (250, 900)),
+            phases.heat_capacity_maxima(dos, line, fields, (asked[0], 900)),
         )
         print(f"-- {name}, {dos.cost.seconds:.0f} s of sampling\n{found[name][0]}", flush=True)
     out = {"sites": lattice.n_sites, "ness_mean": float(np.mean(ness))}
@@ -296,7 +311,25 @@ def cuau64(args, folder) -> dict:
     for key, value in out.items():
         print(f"{key}: {value:.4g}")
     out["diagrams"] = {name: f[0].to_rows() for name, f in found.items()}
+    if args.figure:
+        picture(args.figure, found["model"][0], found["parallel tempering"][0])
     return out
+
+
+def picture(path: Path, diagram, reference) -> None:
+    """Lines of the model, points of parallel tempering, over composition and over mu."""
+    figure = Figure(figsize=(10.5, 4.8), dpi=110, layout="constrained")
+    for ax, against in zip(figure.subplots(1, 2), ("composition", "mu"), strict=True):
+        plotting.phase_diagram(ax, diagram, against=against)
+        label = "parallel tempering"
+        for b in reference.boundaries:
+            if b.kind != "first-order":
+                continue
+            x = b.composition if against == "composition" else b.mu
+            plotting.boundary_points(ax, b.temperature[b.stable], x[b.stable], label=label)
+            label = ""
+    figure.savefig(path)
+    print(f"written: {path}")
 
 
 def tempering(ensemble, lattice, box, args) -> DensityOfStates:
@@ -402,8 +435,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=300, help="draws a condition")
     parser.add_argument("--replicas", type=int, default=20, help="of cuau16")
     parser.add_argument("--models", type=Path, help="folder to keep models in, and to find them")
+    parser.add_argument("--figure", type=Path, help="PNG of the phase diagrams of cuau64")
     parser.add_argument("--out", help="JSON file")
-    parser.add_argument("--short", action="store_true", help="a few seconds, meaningless figures")
+    parser.add_argument("--short", action="store_true", help="16 sites, exact draws, no model")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)
     if unknown:
@@ -411,12 +445,13 @@ def main() -> None:
     one_thread()
     warnings.simplefilter("ignore", category=UserWarning)
     if args.short:
-        args.seconds, args.samples, args.replicas = 2.0, 60, 1
+        args.samples, args.replicas = 60, 1
     figures, budget = {}, args.seconds
     for part in args.parts or PARTS:
         args.seconds = BUDGETS[part] if budget is None else budget
         started = time.thread_time()
-        print(f"== {part}, {args.seconds:g} CPU seconds of training", flush=True)
+        training = "exact draws" if args.short else f"{args.seconds:g} CPU seconds of training"
+        print(f"== {part}, {training}", flush=True)
         figures[part] = PARTS[part](args, args.models)
         figures[part]["cpu_seconds"] = time.thread_time() - started
     write_json(args.out, "thermodynamics", figures)
