@@ -1,5 +1,6 @@
 """Samples of many conditions, combined: errors are right, and wrong data are refused."""
 
+import re
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,10 @@ from clease_nn.lattice import Lattice
 from clease_nn.montecarlo import ParallelTempering
 from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import averages, density_of_states, overlap, where_to_sample
-from clease_nn.warnings import LowESSWarning
+from clease_nn.thermodynamics.agreement import disagreement
+from clease_nn.thermodynamics.mixture import start, states_of
+from clease_nn.thermodynamics.pooling import Pool
+from clease_nn.warnings import LostModeWarning, LowESSWarning
 
 LATTICE = Lattice.square(4)
 ENSEMBLE = SemiGrandCanonical(ising_energy(LATTICE))
@@ -217,11 +221,13 @@ def test_rows_stay_in_order_and_costs_add_up():
     c = weighted(100, 0)
     c = replace(c, provenance={"energy_evaluations": 7, "seconds": 2.0})
     shuffled = c[torch.randperm(len(c), generator=torch.Generator().manual_seed(0))]
-    dos = density_of_states([c, shuffled])
+    slices = density_of_states([c[:700], c[700:]])
+    assert slices.cost.energy_evaluations == 7 and slices.provenance["parts"] == 2
+    dos = density_of_states([c, replace(shuffled, provenance=dict(c.provenance))])
     assert torch.equal(dos.occupations, torch.cat([c.occupations, shuffled.occupations]))
     assert np.array_equal(dos.energy, torch.cat([c.energy, shuffled.energy]).numpy())
     assert dos.cost.energy_evaluations == 14 and dos.cost.seconds == 4
-    assert dos.provenance["rows"] == 3000
+    assert dos.provenance["rows"] == 3000 and dos.provenance["replicas"] == 100
     one, two = density_of_states(c), density_of_states(shuffled)
     np.testing.assert_allclose(one.log_z(GRID).value, two.log_z(GRID).value, atol=1e-6)
 
@@ -305,6 +311,9 @@ def test_bad_data_are_refused():
         density_of_states(c[:0])
     with pytest.raises(TypeError, match="expected Configurations, got int"):
         density_of_states([c, 3])
+    for bad in (None, "samples", 3, {"c": c}):
+        with pytest.raises(TypeError, match="expected Configurations or a sequence of them"):
+            density_of_states(bad)
     with pytest.raises(ValueError, match="at least two replicas"):
         density_of_states(c, n_resamples=1)
     with pytest.raises(ValueError, match="score them first"):
@@ -336,6 +345,9 @@ def test_references_that_fit_no_condition_are_refused():
         density_of_states(c, known=(BETWEEN, Estimate(np.zeros(6), np.ones(6))))
     with pytest.raises(ValueError, match="6 conditions and 2 values"):
         density_of_states(c, known=(BETWEEN, Estimate(np.zeros(2), np.ones(2))))
+    for value, error in ((np.nan, 0.1), (1.0, np.nan), (1.0, -0.1), (np.inf, 0.1)):
+        with pytest.raises(ValueError, match="known needs finite ln Z"):
+            density_of_states(c, known=(GRID[:1], Estimate(np.array([value]), np.array([error]))))
 
 
 def test_a_wrong_log_prob_is_noticed():
@@ -346,7 +358,63 @@ def test_a_wrong_log_prob_is_noticed():
         density_of_states(replace(c, log_prob=wrong))
 
 
+def with_a_lost_mode(k, n, temper, mix):
+    """Weighted draws, at condition k almost without states that are more than half up."""
+    q = [proposal(j, temper, mix) for j in range(len(GRID))]
+    up = (states().occupations == 1).sum(1).numpy()
+    q[k] = np.where(up > 8, 1e-7 * q[k], q[k])
+    return chosen(GRID, n, 1, [p / p.sum() for p in q], weighted=True)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_a_mode_lost_at_one_condition_is_noticed(k):
+    """Half and more of the weight is missing: NESS is high, but the others have seen it."""
+    c = with_a_lost_mode(k, 300, 1.05, 0.01)
+    assert averages(c[300 * k : 300 * (k + 1)])[0].ness > 0.8
+    where = re.escape(f"T = {GRID.temperature[k]:g} K, mu = (0, {GRID.mu[k, 1]:g})")
+    with pytest.raises(NotDeterminedError, match=where + ".*a phase that was never drawn there"):
+        density_of_states(c)
+
+
+def test_a_mode_that_poor_weights_lose_is_named():
+    """Where ln Z is known less well, the draws of others contradict it all the same."""
+    match = r"at \d of 15 .* worst: T = 45000 K, mu = \(0, 0\) eV.*seem to miss a phase"
+    with pytest.warns(LostModeWarning, match=match):
+        density_of_states(with_a_lost_mode(12, 300, 1.4, 0.1))
+
+
+def test_agreement_with_others_has_right_errors():
+    """No warning, and z-scores of a spread of at most one, over 12 replicas and 15 conditions."""
+    for temper, mix in ((1.15, 0.03), (1.6, 0.2)):
+        z = []
+        for seed in range(12):
+            pool = Pool.of(weighted(300, seed, temper, mix))
+            model, state = states_of(pool)
+            difference, error = disagreement(model, pool.sets, state, np.zeros(15))
+            z.append(difference / error)
+        assert np.isfinite(z).all() and 0.5 < np.std(z) < 1.1 and np.abs(z).max() < 4.5
+
+
+def test_conditions_without_others_are_not_judged():
+    """A condition alone, and chains, have no second opinion."""
+    for parts in (weighted(100, 0, at=GRID[:1]), independent(100, 0)):
+        pool = Pool.of(parts)
+        model, state = states_of(pool)
+        assert np.isnan(disagreement(model, pool.sets, state, start(pool))).all()
+
+
+def test_conditions_far_from_others_raise_no_alarm():
+    """Others that reach a part of a distribution only say nothing against it."""
+    for far in (FAR, Conditions([30000.0, 6000.0], [[0, -1.0], [0, 3.0]])):
+        c = chosen(far, 300, 0, exact_probabilities(far), weighted=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", LostModeWarning)
+            assert density_of_states(c).absolute
+
+
 def test_poor_weights_are_announced():
     """A handful of effective samples a condition is warned of, with its name."""
-    with pytest.warns(LowESSWarning, match=r"fewer than 20 effective samples; worst: \d+ of 60"):
+    with pytest.warns(LowESSWarning, match=r"fewer than 20 effective .* worst: \d+ of 60 at"):
         density_of_states(weighted(60, 0, 1.6, 0.2))
+    with pytest.warns(LowESSWarning, match=r"NESS below 0.15; worst: \d+ of 2000 at T = 20000 K"):
+        density_of_states(weighted(2000, 0, 2.5, 0.5, at=GRID[:1]), n_resamples=2)

@@ -121,7 +121,8 @@ def test_errors_of_configurations_are_calibrated(kind):
     for _ in range(22):
         c = as_draws(STATES, ENSEMBLE, GRID, 1200, rng, 1.2 if kind == "weighted" else 1.0)
         if kind == "chains":
-            c = Configurations(LATTICE, c.conditions, c.occupations, chain=torch.arange(len(c)))
+            # independent rows, in few chains
+            c = Configurations(LATTICE, c.conditions, c.occupations, chain=torch.arange(len(c)) % 8)
         found = short_range_order(c, n_shells=2)
         assert torch.equal(found.conditions.mu, GRID.mu)
         for name, z in scores.items():

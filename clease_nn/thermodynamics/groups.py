@@ -119,6 +119,7 @@ def groups(c: Configurations, scored: bool = False) -> list[Group]:
         chain = c.chain.cpu().numpy()
     else:
         log_w = to_numpy(c.log_weight)
+    finite = torch.isfinite(c.energy + c.log_target).cpu().numpy() if scored else None
     found, doubts = [], []
     for rows in rows_by_condition(c):
         condition = c.conditions[torch.as_tensor(rows[:1])]
@@ -134,9 +135,7 @@ def groups(c: Configurations, scored: bool = False) -> list[Group]:
                 f"only {len(rows)} samples at {g.name}: no error can be given; draw at least "
                 f"{_FEWEST_SAMPLES}, better {_FEWEST_EFFECTIVE} or more"
             )
-        if scored and not bool(
-            torch.isfinite(c.energy + c.log_target)[torch.as_tensor(rows)].all()
-        ):
+        if scored and not finite[rows].all():
             raise ValueError(f"an energy at {g.name} is NaN or infinite; check the energy model")
         doubt = _doubt_weights(g) if chain is None else _doubt_chains(c, g)
         found.append(g)
@@ -202,6 +201,8 @@ def _doubt_chains(c: Configurations, g: Group) -> tuple[float, str] | None:
 
 def _check_given_sites(c: Configurations, g: Group) -> None:
     """Draws around given sites describe one restricted ensemble only if all share these sites."""
+    if c.step is None:
+        return
     if not c[torch.as_tensor(g.rows, device=c.occupations.device)].same_given:
         raise ValueError(
             f"rows at {g.name} were completed from different given sites; average every set of "

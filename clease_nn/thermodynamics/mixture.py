@@ -12,6 +12,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.errors import NotDeterminedError
 from clease_nn.statistics import Estimate
+from clease_nn.thermodynamics.agreement import disagreement, warn_of_lost_modes
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
@@ -21,6 +22,7 @@ __all__ = ["density_of_states", "start", "states_of"]
 
 _CONTRADICTION = 8.0  # standard errors between the two ways to know ln Z
 _FEWEST_EFFECTIVE = 20.0  # samples of one condition, for an honest error of their weights
+_LOWEST_NESS = 0.15  # below it z-scores of enumerated systems spread by 1.3 to 1.5
 _LINK = 4.0  # effective samples that two groups of conditions must share: ln Z to 0.5
 
 
@@ -52,7 +54,8 @@ def density_of_states(
         Scored, each either weighted (``log_prob``) or chains (``chain``), all of one lattice.
     known : (Conditions, Estimate), optional
         ln Z at some of the sampled conditions, with errors taken as fully correlated: the
-        reference of chains, which know ratios of Z only. Weighted draws need none.
+        reference of chains, which know ratios of Z only. Conditions that overlap with weighted
+        draws need none, and take none.
     n_resamples : int
         Replicas behind the errors, at least 2.
     seed : int
@@ -61,7 +64,8 @@ def density_of_states(
     Returns
     -------
     DensityOfStates
-        One state a row of ``c``.
+        One state a row of ``c``. Its provenance says how many rows, parts and replicas there are;
+        up to a tenth of ``n_resamples`` is left out where resampled data have no solution.
 
     Raises
     ------
@@ -74,9 +78,14 @@ def density_of_states(
 
     Warns
     -----
+    LostModeWarning
+        If the mean weight of a condition is more than 5 standard errors below what the draws of
+        all other weighted conditions show: a phase is missing there. A phase that no condition
+        has seen cannot be noticed.
     LowESSWarning
-        If weighted draws of a condition have fewer than 20 effective samples: errors of such
-        weights are underestimated, and neighbours do not mend it.
+        If weighted draws of a condition have fewer than 20 effective samples or a NESS below 0.15:
+        errors of such weights are underestimated, and neighbours do not mend it. And if the errors
+        of mean weights had to be enlarged to find a solution at all.
 
     Examples
     --------
@@ -96,7 +105,7 @@ def density_of_states(
     """
     if n_resamples < 2:
         raise ValueError(f"errors need at least two replicas, got n_resamples = {n_resamples}")
-    pool = Pool([c] if isinstance(c, Configurations) else list(c))
+    pool = Pool.of(c)
     sets, at = pool.sets, pool.conditions
     _warn_of_poor_weights(sets)
     weight = pool.of_rows([s.effective * s.weight for s in sets])
@@ -108,13 +117,17 @@ def density_of_states(
     shared = model.shared(f, model.effective) * np.outer(model.effective, model.effective)
     anchors, absolute = _anchors(at, shared, precision, known)
     f = _smooth(f, shared, measured, precision)
+    apart, apart_error = disagreement(model, sets, state, f)
     rng = np.random.default_rng(seed)
     factors, log_z = pool.resampled(n_resamples, rng)
     resampled = _summed(weight, factors, state)
-    f, multipliers, f_replicas, ratio, solved = _joint(
+    f, multipliers, f_replicas, ratio, solved, trust = _joint(
         model, f, measured, precision, resampled, log_z
     )
     _check_agreement(sets, f, measured, precision)
+    warn_of_lost_modes(sets, apart, apart_error)
+    if trust < 1:
+        _warn_of_less_trust(sets, trust, np.sqrt(precision) * (f - measured))
     factors = factors[:, solved]
     factors /= ratio[state][:, solved]
     shift = np.zeros(len(sets))
@@ -137,22 +150,38 @@ def density_of_states(
         inefficiency=pool.of_rows([s.tau for s in sets]),
         absolute=absolute,
         sampled=at,
-        provenance=pool.provenance,
+        provenance=pool.provenance | {"replicas": int(solved.sum())},
     )
 
 
 def _warn_of_poor_weights(sets) -> None:
-    poor = [s for s in sets if s.error < np.inf and s.effective < _FEWEST_EFFECTIVE]
+    poor = [s for s in sets if s.error < np.inf and _is_poor(s)]
     if poor:
         worst = min(poor, key=lambda s: s.effective)
         warnings.warn(
             f"weighted draws of {len(poor)} of {len(sets)} conditions have fewer than "
-            f"{_FEWEST_EFFECTIVE:.0f} effective samples; worst: {worst.effective:.0f} of "
-            f"{len(worst.rows)} at {name(worst.condition)}. Remedy: draw more samples, or train "
-            "the model longer there",
+            f"{_FEWEST_EFFECTIVE:.0f} effective samples or a NESS below {_LOWEST_NESS}; worst: "
+            f"{worst.effective:.0f} of {len(worst.rows)} at {name(worst.condition)}. Errors there "
+            "may be a third too small. Remedy: draw more samples, or train the model longer there",
             LowESSWarning,
             stacklevel=3,
         )
+
+
+def _is_poor(s) -> bool:
+    return s.effective < max(_FEWEST_EFFECTIVE, _LOWEST_NESS * len(s.rows))
+
+
+def _warn_of_less_trust(sets, trust: float, apart: np.ndarray) -> None:
+    k = int(np.nanargmax(np.abs(apart)))
+    warnings.warn(
+        "mean weights and overlap of the samples have no common solution within the errors of the "
+        f"weights; these were taken as {trust**-0.5:.1f} times larger. Most doubtful: "
+        f"{name(sets[k].condition)} ({abs(apart[k]):.1f} standard errors off). Remedy: draw more "
+        "samples, or train the model longer there",
+        LowESSWarning,
+        stacklevel=3,
+    )
 
 
 def states_of(pool: Pool) -> tuple[MultistateLikelihood, np.ndarray]:
@@ -243,6 +272,11 @@ def _anchors(at, shared, precision, known):
 def _match(at: Conditions, conditions: Conditions, log_z: Estimate):
     """Sampled conditions whose ln Z is known, with values and errors."""
     values, errors = np.ravel(log_z.value), np.ravel(log_z.error)
+    if not (np.isfinite(values).all() and np.isfinite(errors).all() and (errors >= 0).all()):
+        raise ValueError(
+            "known needs finite ln Z with finite errors that are not negative; leave out "
+            "conditions that are not known"
+        )
     if len(conditions) != len(values):
         raise ValueError(f"known has {len(conditions)} conditions and {len(values)} values of ln Z")
     index, found = [], []
@@ -316,7 +350,7 @@ def _joint(model, f, measured, precision, weights, resampled):
             continue
         replicas, ratio, solved = model.replicas(g, c, trust * precision, weights, resampled)
         if solved.mean() > 0.9:
-            return g, c, replicas[:, solved], ratio, solved
+            return g, c, replicas[:, solved], ratio, solved, trust
     raise NotDeterminedError(
         "ln Z from the mean weights contradict the overlap of the samples; check that log_prob is "
         "that of the draws, or draw more"

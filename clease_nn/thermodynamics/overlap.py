@@ -51,7 +51,7 @@ def overlap(c: Configurations | Sequence[Configurations]) -> np.ndarray:
     >>> overlap(zero.score(c)).round(2).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    pool = Pool([c] if isinstance(c, Configurations) else list(c))
+    pool = Pool.of(c)
     model = states_of(pool)[0]
     f = model.ratios(start(pool))
     return model.shared(f, model.effective) * model.effective

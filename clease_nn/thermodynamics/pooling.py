@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.cost import Cost
+from clease_nn.cost import Cost, merge_provenance
 from clease_nn.statistics import log_mean_exp
 from clease_nn.thermodynamics.groups import Group, autocorrelation_time, groups, to_numpy
 from clease_nn.thermodynamics.resampling import bootstrap_factors, chain_blocks, common_blocks
@@ -82,6 +83,8 @@ class Pool:
     energy : ndarray, shape (rows,)
     counts : ndarray, shape (rows, species)
     occupations : Tensor, shape (rows, sites)
+    provenance : dict
+        Costs, those of slices of one result once, and the numbers of rows and parts.
 
     Raises
     ------
@@ -115,18 +118,24 @@ class Pool:
         self.energy = np.concatenate([to_numpy(p.energy) for p in parts])
         self.counts = np.concatenate([p.counts().cpu().numpy() for p in parts])
         self.occupations = torch.cat([p.occupations.cpu() for p in parts])
-        self._provenance = {"rows": start, "parts": len(parts)}
-        self._provenance |= Cost.sum(p.cost for p in parts).to_dict()
+        cost = Cost.from_provenance(merge_provenance([p.provenance for p in parts]))
+        self.provenance = {"rows": start, "parts": len(parts)} | cost.to_dict()
+
+    @classmethod
+    def of(cls, c: Configurations | Sequence[Configurations]) -> Pool:
+        """The pool of one batch or of several."""
+        if isinstance(c, Configurations):
+            return cls([c])
+        if isinstance(c, str | Mapping) or not isinstance(c, Iterable):
+            raise TypeError(
+                f"expected Configurations or a sequence of them, got {type(c).__name__}"
+            )
+        return cls(list(c))
 
     @property
     def conditions(self) -> Conditions:
         """Of every set."""
         return Conditions.cat(s.condition for s in self.sets)
-
-    @property
-    def provenance(self) -> dict:
-        """Summed costs and the numbers of rows and parts."""
-        return self._provenance
 
     def of_rows(self, values) -> np.ndarray:
         """Spread one value a set, or one a row of a set, over the rows of the pool."""

@@ -1,0 +1,107 @@
+"""Do the mean weights of every condition agree with the draws of all others?"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from clease_nn.thermodynamics.density_of_states import name
+from clease_nn.thermodynamics.multistate import MultistateLikelihood
+from clease_nn.thermodynamics.pooling import SampleSet
+from clease_nn.warnings import LostModeWarning
+
+__all__ = ["disagreement", "warn_of_lost_modes"]
+
+_SUSPECT = 5.0  # standard errors from which on two ways to know ln Z disagree
+_FEWEST_SHARED = 20.0  # effective draws of others below which they cannot judge a condition
+
+
+def disagreement(
+    model: MultistateLikelihood, sets: list[SampleSet], state: np.ndarray, f: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln Z by a condition's own mean weight minus that by the draws of all others.
+
+    The draws of the other weighted conditions are one sample of the mixture of their densities,
+    whose normalisations their own mean weights give; reweighted to condition ``k`` its mean weight
+    is Z_k as well, without a single draw of ``k``. A mode that the draws of ``k`` miss and those of
+    others have makes the difference negative.
+
+    Parameters
+    ----------
+    model : MultistateLikelihood
+        Of all sets.
+    sets : list of SampleSet
+    state : ndarray of int, shape (rows,)
+        State of the model of every row of the pool.
+    f : ndarray, shape (sets,)
+        ln Z; where a mean weight measured it, that value is taken.
+
+    Returns
+    -------
+    difference, error : ndarray, shape (sets,)
+        nan for chains, and where fewer than 20 effective draws of others reach a condition.
+    """
+    weighted = np.array([s.error < np.inf for s in sets])
+    measured = np.where(weighted, [s.log_z for s in sets], f)
+    variance = np.array([s.precision**-1 if s.error < np.inf else 0.0 for s in sets])
+    n = np.where(weighted, model.effective, 0.0)
+    own, squares = _weights_by_set(sets, state, len(model.weight))
+    total, spread = (np.asarray(m.sum(1)).ravel() for m in (own, squares))
+    z, second, inherited = np.zeros(len(n)), np.zeros(len(n)), np.zeros((len(n), len(n)))
+    for rows, columns, p, _ in model.chunks(measured):
+        part = p * n[columns]
+        others = part.sum(1)[:, None] - part
+        # where a condition is alone, nobody else judges it
+        ratio = np.where(others > 1e-9 * part, p / np.maximum(others, 1e-300), 0.0)
+        u = total[rows, None] - own[rows].toarray()[:, columns]
+        v = spread[rows, None] - squares[rows].toarray()[:, columns]
+        terms = np.maximum(u, 0.0) * ratio
+        z[columns] += terms.sum(0)
+        second[columns] += (np.maximum(v, 0.0) * ratio**2).sum(0)
+        share = np.divide(terms, others, out=np.zeros_like(terms), where=ratio > 0)
+        inherited[np.ix_(columns, columns)] += share.T @ part
+    np.fill_diagonal(inherited, 0.0)
+    known = weighted & (z**2 > _FEWEST_SHARED * second)
+    safe = np.where(known, z, 1.0)
+    error = np.sqrt(variance + (second + inherited**2 @ variance) / safe**2)
+    return np.where(known, -np.log(safe), np.nan), np.where(known, error, np.nan)
+
+
+def warn_of_lost_modes(sets: list[SampleSet], difference: np.ndarray, error: np.ndarray) -> None:
+    """Name the condition whose weights fall short most of what the draws of others show, if any.
+
+    Warns
+    -----
+    LostModeWarning
+    """
+    z = np.nan_to_num(difference / error)
+    suspects = np.flatnonzero(z < -_SUSPECT)
+    if not len(suspects):
+        return
+    k = int(np.argmin(z))
+    own = sets[k].log_z
+    warnings.warn(
+        f"at {len(suspects)} of {len(sets)} conditions ln Z of the mean weights is below what the "
+        f"draws of other conditions show; worst: {name(sets[k].condition)}, {own:.3f} by its own "
+        f"weights, {own - difference[k]:.3f} by the others ({-z[k]:.1f} standard errors apart). "
+        "Its draws seem to miss a phase that others have. Remedy: leave this condition out, draw "
+        "more, or train the model longer there",
+        LostModeWarning,
+        stacklevel=3,
+    )
+
+
+def _weights_by_set(
+    sets: list[SampleSet], state: np.ndarray, n_states: int
+) -> tuple[csr_array, csr_array]:
+    """Weights of weighted draws, and their squares, summed by state and set."""
+    index = [k for k, s in enumerate(sets) if s.error < np.inf]
+    shape = (n_states, len(sets))
+    if not index:
+        return csr_array(shape), csr_array(shape)
+    column = np.concatenate([np.full(len(sets[k].rows), k) for k in index])
+    row = state[np.concatenate([sets[k].rows for k in index])]
+    u = np.concatenate([sets[k].effective * sets[k].weight for k in index])
+    return tuple(csr_array((x, (row, column)), shape=shape) for x in (u, u**2))
