@@ -1,6 +1,7 @@
 """Laws of projections onto compositions: enumeration is met, errors are right, gaps are named."""
 
 import json
+import warnings
 from math import comb
 
 import numpy as np
@@ -19,6 +20,9 @@ from clease_nn.hosts.clease import energy, lattice
 from clease_nn.hosts.clease.examples import cuau_emt_atoms
 from clease_nn.lattice import Lattice
 from clease_nn.thermodynamics import DensityOfStates, canonical, density_of_states
+from clease_nn.warnings import LowESSWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")
 
 T = np.array([450.0, 700.0, 1500.0])
 
@@ -265,6 +269,21 @@ def test_what_was_not_sampled_is_said(ising):
     assert "never sampled" in reason
 
 
+def test_few_effective_states_are_announced_once(ising):
+    """Between 50 and 200 effective states: one warning for all, naming the worst."""
+    rng = np.random.default_rng(4)
+    dos = drawn(ising, even(ising, T), 2500, rng)
+    with pytest.warns(LowESSWarning, match=r"at \d+ of 51 temp.*worst: Cu\d+ Au\d+ at") as record:
+        found = canonical(dos, T)
+    assert len(record) == 1
+    few = (found.ess >= 50) & (found.ess < 200)
+    text = str(record[0].message)
+    assert text.startswith(f"at {few.sum()} of 51 ") and f"with {found.ess[few].min():.0f}." in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LowESSWarning)
+        canonical(DensityOfStates.exact(ising), T)
+
+
 def test_data_without_reference_know_differences_only(ising):
     """Without an absolute Z there is no F and no S, but mixing and chemical potentials."""
     exact = DensityOfStates.exact(ising)
@@ -345,6 +364,8 @@ def test_compositions_that_do_not_exist_are_refused(ising, x, text):
 def test_bad_requests_are_refused(ising):
     """Temperatures, species and names that make no sense."""
     dos = DensityOfStates.exact(ising)
+    with pytest.raises(TypeError, match="expected a DensityOfStates, got Enumeration; combine"):
+        canonical(ising, T)
     for bad in ([], [0.0], [-5.0], [np.nan]):
         with pytest.raises(ValueError, match="temperature"):
             canonical(dos, bad)

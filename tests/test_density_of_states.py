@@ -156,8 +156,14 @@ def test_bad_input_is_refused(system):
         DensityOfStates(lattice, dos.energy, dos.counts[:2], dos.log_g)
     with pytest.raises(ValueError, match="NaN or infinite"):
         DensityOfStates(lattice, dos.energy * np.nan, dos.counts, dos.log_g)
-    with pytest.raises(ValueError, match="replicas have 3 rows"):
+    with pytest.raises(ValueError, match="rows, one a state"):
         DensityOfStates(lattice, dos.energy, dos.counts, dos.log_g, replicas=np.ones((3, 2)))
+    for bad, text in (((len(dos), 1), "at least two replicas, got 1"), ((len(dos),), "got shape")):
+        with pytest.raises(ValueError, match=text):
+            replace(dos, replicas=np.ones(bad, dtype=np.float32))
+    for read in (dos.log_z, lambda x: dos.mean(dos.energy, x)):
+        with pytest.raises(ValueError, match="no conditions"):
+            read(at[:0])
     with pytest.raises(ValueError, match="booleans"):
         dos.restricted(np.arange(3))
     with pytest.raises(ValueError, match="never sampled"):

@@ -169,6 +169,9 @@ def test_frozen_composition_is_not_determined(ising):
 def test_bad_requests_are_refused(ising):
     """Unknown solvents, sublattices, conditions without data."""
     dos = DensityOfStates.exact(ising)
+    for function in (thermodynamic_factor, constant_composition_heat_capacity):
+        with pytest.raises(TypeError, match="combine configurations"):
+            function([1.0, 2.0], GRID)
     with pytest.raises(ValueError, match="solvent 'Ag' is none"):
         thermodynamic_factor(dos, GRID, solvent="Ag")
     cell, ensemble, box = two_sublattices()

@@ -10,6 +10,7 @@ species. Nothing is integrated, and no chemical potential appears.
 
 from __future__ import annotations
 
+import warnings
 from math import nan
 
 import numpy as np
@@ -19,11 +20,16 @@ from clease_nn.conditions import Conditions
 from clease_nn.lattice import Lattice
 from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics.canonical_averages import CanonicalAverages, label, spread
-from clease_nn.thermodynamics.density_of_states import DensityOfStates
+from clease_nn.thermodynamics.density_of_states import (
+    DensityOfStates,
+    require_density_of_states,
+)
+from clease_nn.warnings import LowESSWarning
 
 __all__ = ["canonical"]
 
 _FEWEST = 50.0  # effective states below which nothing is said
+_DOUBTFUL = 200.0  # effective states below which a warning is given
 _CHUNK = 2**20  # weights held at a time
 
 
@@ -47,8 +53,15 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
 
     Raises
     ------
+    TypeError
+        If ``dos`` is no density of states.
     ValueError
         If a temperature is not positive and finite.
+
+    Warns
+    -----
+    LowESSWarning
+        If fewer than 200 effective states, but enough to say something, have a composition.
 
     Examples
     --------
@@ -64,6 +77,7 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
     >>> found.at_composition({"Au": 1 / 3}).counts.tolist()
     [[6, 3]]
     """
+    require_density_of_states(dos)
     t = np.atleast_1d(np.asarray(temperatures, dtype=float))
     if t.ndim != 1 or len(t) == 0:
         raise ValueError(f"temperatures must be one or more numbers in K, got shape {t.shape}")
@@ -104,6 +118,7 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
         if poor.any():
             log_z[poor, m] = energy[poor, m] = variance[poor, m] = nan
             reasons.append(f"{title}: {_too_few(t[poor], ess[poor, m])}")
+    _warn_of_few(t, dos.lattice.species, counts, ess)
     ness = nan if dos.is_exact else np.where(np.isinf(ess), nan, np.minimum(ess / len(dos), 1.0))
     d = None if dos.is_exact else deviations
     scale = 1.0 / (kB * t[:, None] ** 2)
@@ -158,6 +173,21 @@ def _project(dos: DensityOfStates, rows: np.ndarray, kT: np.ndarray):
         deviations[:, s] = np.log(share), first, (second - first**2) / shrink[:, None]
         variance[s] /= shrink
     return log_z, mean, variance, ess, deviations
+
+
+def _warn_of_few(temperatures, species, counts: np.ndarray, ess: np.ndarray) -> None:
+    few = (ess >= _FEWEST) & (ess < _DOUBTFUL)
+    if not few.any():
+        return
+    k, m = np.unravel_index(np.argmin(np.where(few, ess, np.inf)), ess.shape)
+    warnings.warn(
+        f"at {few.sum()} of {few.size} temperatures and compositions fewer than {_DOUBTFUL:.0f} "
+        f"effective states know the free energy: errors there cannot be trusted; worst: "
+        f"{label(species, counts[m])} at {temperatures[k]:g} K with {ess[k, m]:.0f}. Remedy: "
+        "sample at chemical potentials that favour these compositions",
+        LowESSWarning,
+        stacklevel=3,
+    )
 
 
 def _levels(dos: DensityOfStates, rows: np.ndarray) -> np.ndarray:

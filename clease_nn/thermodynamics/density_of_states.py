@@ -153,8 +153,15 @@ class DensityOfStates:
             )
         if not np.isfinite(self.energy).all() or np.isnan(self.log_g).any():
             raise ValueError("an energy or a weight of the density of states is NaN or infinite")
-        if self.replicas is not None and len(self.replicas) != n:
-            raise ValueError(f"replicas have {len(self.replicas)} rows for {n} states")
+        if self.replicas is not None:
+            shape = np.shape(self.replicas)
+            if len(shape) != 2 or shape[0] != n:
+                raise ValueError(f"replicas must have {n} rows, one a state, got shape {shape}")
+            if shape[1] < 2:
+                raise ValueError(
+                    f"errors need at least two replicas, got {shape[1]}; None says that the "
+                    "states are exact"
+                )
 
     @classmethod
     def exact(cls, states: Enumeration) -> DensityOfStates:
@@ -338,6 +345,7 @@ class DensityOfStates:
                 "over ln Z at one sampled condition, or weighted draws"
             )
         ones = np.zeros((len(self), 0))
+        _require_conditions(conditions)
         parts = [self.moments(ones, conditions[k]) for k in range(len(conditions))]
         return stack(
             [Estimate(m.log_z, _spread(m.log_z_replicas), self._ness(m.ess)) for m in parts]
@@ -351,6 +359,7 @@ class DensityOfStates:
         NotDeterminedError
             If a condition is not supported.
         """
+        _require_conditions(conditions)
         out = []
         for k in range(len(conditions)):
             m = self.moments(values, conditions[k])
@@ -458,10 +467,24 @@ class DensityOfStates:
         )
 
 
+def require_density_of_states(dos) -> None:
+    """Refuse anything else in words: samples in particular, which must be combined first."""
+    if not isinstance(dos, DensityOfStates):
+        raise TypeError(
+            f"expected a DensityOfStates, got {type(dos).__name__}; combine configurations with "
+            "thermodynamics.density_of_states(c) first"
+        )
+
+
 def name(condition: Conditions) -> str:
     """One condition in words."""
     mu = ", ".join(f"{m:.4g}" for m in condition.mu[0].tolist())
     return f"T = {condition.temperature[0].item():g} K, mu = ({mu}) eV"
+
+
+def _require_conditions(conditions: Conditions) -> None:
+    if not len(conditions):
+        raise ValueError("there are no conditions to read the density of states at")
 
 
 def _tail_shape(w: np.ndarray) -> float:

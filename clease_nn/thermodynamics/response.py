@@ -12,7 +12,12 @@ from ase.units import kB
 from clease_nn.conditions import Conditions
 from clease_nn.lattice import Lattice
 from clease_nn.statistics import Estimate
-from clease_nn.thermodynamics.density_of_states import DensityOfStates, Moments, name
+from clease_nn.thermodynamics.density_of_states import (
+    DensityOfStates,
+    Moments,
+    name,
+    require_density_of_states,
+)
 from clease_nn.thermodynamics.groups import stack
 
 __all__ = ["ThermodynamicFactor", "constant_composition_heat_capacity", "thermodynamic_factor"]
@@ -60,6 +65,7 @@ def constant_composition_heat_capacity(dos: DensityOfStates, conditions: Conditi
     >>> bool(0 < c_x < dos.averages(at)[0].heat_capacity.value)
     True
     """
+    require_density_of_states(dos)
     basis = _directions(dos.lattice)
     parts = []
     for k in range(len(conditions)):
@@ -151,6 +157,7 @@ def thermodynamic_factor(
     >>> found.darken.value.round(9).tolist()
     [1.0]
     """
+    require_density_of_states(dos)
     lattice = dos.lattice
     solvent = lattice.species[0] if solvent is None else solvent
     if solvent not in lattice.species:
