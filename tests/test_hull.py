@@ -276,3 +276,5 @@ def test_bad_questions_are_refused():
         hull.transition_chemical_potentials("Ag", "Cu")
     with pytest.raises(ValueError, match="chemical potentials"):
         hull.grand_potential([0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="must be finite"):
+        hull.ground_state([np.nan, 0.0])

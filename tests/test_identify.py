@@ -134,8 +134,10 @@ def test_the_threshold_of_order_may_be_given():
     """Labels are those of the order itself; by default the threshold is told."""
     dos = exact("order")
     default = identify(dos, LINE, TEMPERATURES)
-    assert any("order" in r and "above" in r for r in default.reasons)
+    [told] = [r for r in default.reasons if "within 0.05 of it lies" in r]
+    above = float(told.split("long-range order of ")[1].split(",")[0])
     order = long_range_order(dos.occupations, LATTICE, CHECKER)
+    assert (default.mask("CuAu") == (order > above)).all()
     for threshold in (0.4, 0.6):
         phases = identify(dos, LINE, TEMPERATURES, threshold=threshold)
         assert (phases.mask("CuAu") == (order > threshold)).all()

@@ -165,6 +165,8 @@ def find_coexistence(
             f"have one grand potential and {pair[0]} is the poorer in {landscape.line.species}"
         )
     if near is not None:
+        if not np.isfinite(near):
+            raise ValueError(f"near must be a finite position along the line, got {near} eV")
         roots = sorted(roots, key=lambda t: abs(t - near))
     enough = [t for t in roots if min(a.ess([t])[0], b.ess([t])[0]) >= _FEWEST]
     if not enough:

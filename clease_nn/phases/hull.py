@@ -277,6 +277,8 @@ class Hull:
             raise ValueError(
                 f"chemical potentials must have shape (n, {self.lattice.n_species}), got {mu.shape}"
             )
+        if not np.isfinite(mu).all():
+            raise ValueError("chemical potentials must be finite, got NaN or infinity")
         return mu
 
 

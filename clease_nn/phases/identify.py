@@ -47,6 +47,7 @@ Tsypin and Bloete, Phys. Rev. E 62, 73 (2000): P(m) ~ exp[-(m^2/m0^2 - 1)^2 (0.1
 """
 
 _THRESHOLD = 0.5  # a state is nearer to the structure than to disorder above it
+_BAND = 0.05  # of long-range order, about the threshold
 _SIMILAR = 0.8  # cosine above which two ground states have one kind of order
 _FEWEST = 20.0  # effective states an amount needs to be looked at
 _CHUNK = 8192
@@ -76,9 +77,9 @@ def identify(
     threshold : float, optional
         Long-range order, between 0 and 1, above which a state counts as ordered. Default: where
         the weight over the conditions looked at is least between order and disorder, 0.5 if there
-        is no valley; ``reasons`` tells it. Where few states lie in the valley boundaries hardly
-        depend on it. In a small supercell or near a continuous transition they do, and no
-        statistical error knows: identify with 0.05 more and 0.05 less, and quote the change.
+        is no valley; ``reasons`` tells it, and how much weight lies about it. Boundaries depend
+        on it as far as there is some, in a small supercell or near a continuous transition, and
+        no statistical error knows: identify with 0.05 more and 0.05 less, and quote the change.
 
     Returns
     -------
@@ -133,13 +134,22 @@ def identify(
         own = eta[np.arange(len(dos)), nearest]
         for k, name in enumerate(structures):
             of = nearest == k
-            above = threshold
+            above, why = threshold, "which was given"
             if above is None:
-                above = _valley_of_order(own[of], pooled[of], dos.lattice.n_sites, name, reasons)
+                above = _valley_of_order(own[of], pooled[of], dos, np.flatnonzero(of))
+                why = "where the weight is least"
+            if above is None:
+                above, why = _THRESHOLD, "for there is no valley over the conditions looked at"
             hit = of & (own > above)
             kinds[hit] = k + 1
             if not hit.any():
                 reasons.append(f"{name} was never sampled: no state has long-range order of it")
+                continue
+            unsure = pooled[of & (np.abs(own - above) < _BAND)].sum() / pooled[hit].sum()
+            reasons.append(
+                f"states count as {name} above a long-range order of {above:.2f}, {why}; within "
+                f"{_BAND} of it lies {unsure:.1%} of the weight of the phase"
+            )
     kind_names = (DISORDERED, *structures)
     degeneracy = [1, *map(len, variants.values())]
     labels, names, kind_of = _split_by_composition(
@@ -301,28 +311,34 @@ def _formula(lattice: Lattice, x: np.ndarray, taken) -> str:
     return name
 
 
-def _valley_of_order(order, weights, n_sites: int, name: str, reasons: list[str]) -> float:
-    """The long-range order at which the pooled weight is least, between order and disorder."""
+def _valley_of_order(order, weights, dos: DensityOfStates, rows) -> float | None:
+    """Where the pooled weight is least between order and disorder; None if there is no valley.
+
+    The middle of all that noise does not tell from the least.
+    """
     edges = np.linspace(-0.2, 1.4, 161)
     centres = (edges[1:] + edges[:-1]) / 2
     # one atom changes order by about 2 / sites: wide enough to see no steps
-    width = max(0.04, 1.4 / n_sites)
+    width = max(0.04, 1.4 / dos.lattice.n_sites)
     kernel = np.exp(-0.5 * ((centres[:, None] - centres) / width) ** 2)
     h = kernel @ np.histogram(order, edges, weights=weights)[0]
+    error = np.zeros_like(h)
+    if not dos.is_exact:
+        tau = 1.0 if dos.inefficiency is None else dos.inefficiency[rows]
+        square = np.histogram(order, edges, weights=weights**2 * tau)[0]
+        error = np.sqrt(np.maximum(kernel**2 @ square, 0.0))
     inside = np.flatnonzero((centres > 0.25) & (centres < 0.8))
-    least = h[inside].min()
-    middle = inside[h[inside] <= least * (1 + 1e-9)]
-    k = int(middle[len(middle) // 2])
+    k = int(inside[h[inside].argmin()])
     left, right = h[: k + 1].max(), h[k:].max()
-    if right > 0 and least <= CRITICAL_VALLEY * min(left, right):
-        reasons.append(f"states count as {name} above a long-range order of {centres[k]:.2f}")
-        return float(centres[k])
-    if right > 0:
-        reasons.append(
-            f"order of {name} has no valley over the conditions looked at: states count as "
-            f"ordered above {_THRESHOLD}"
-        )
-    return _THRESHOLD
+    if not right > 0 or h[k] + error[k] > CRITICAL_VALLEY * min(left, right):
+        return None
+    like = h[inside] <= h[k] * (1 + 1e-9) + np.hypot(error[inside], error[k])
+    first, last = k, k
+    while like[first - 1 - inside[0]] and first > inside[0]:
+        first -= 1
+    while last < inside[-1] and like[last + 1 - inside[0]]:
+        last += 1
+    return float((centres[first] + centres[last]) / 2)
 
 
 def _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons):

@@ -29,6 +29,12 @@ class ChemicalPotentialLine:
     label : str
         What t is, for axes of pictures.
 
+    Raises
+    ------
+    ValueError
+        If a number is not finite, there is not one for each species, or the direction changes no
+        difference of chemical potentials.
+
     Examples
     --------
     >>> line = ChemicalPotentialLine.exchange(Lattice.square(2), "Au", "Cu")
@@ -50,6 +56,10 @@ class ChemicalPotentialLine:
             raise ValueError(
                 "direction and origin need one number a species, got shapes "
                 f"{self.direction.shape} and {self.origin.shape}"
+            )
+        if not (np.isfinite(self.direction).all() and np.isfinite(self.origin).all()):
+            raise ValueError(
+                f"direction and origin must be finite, got {self.direction} and {self.origin} eV"
             )
         if not np.ptp(self.direction) > 0:
             raise ValueError("the direction changes no difference of chemical potentials")

@@ -188,7 +188,7 @@ def common_tangent(
     Raises
     ------
     ValueError
-        If the data are of no binary, or the species is none of them.
+        If the data are of no binary, the species is none of them, or min_width is negative.
 
     Examples
     --------
@@ -213,6 +213,8 @@ def common_tangent(
     species = canonical.species[-1] if species is None else species
     if species not in canonical.species:
         raise ValueError(f"species {species!r} is none of {canonical.species}")
+    if not min_width >= 0:
+        raise ValueError(f"min_width must not be negative, got {min_width}")
     count = canonical.counts[:, canonical.species.index(species)]
     order = np.argsort(count)
     count, n = count[order], canonical.n_sites
