@@ -98,6 +98,16 @@ def test_histogram_draws_every_bin_and_errors_where_seen(ax):
     assert ax.get_legend().get_texts()[0].get_text() == "exact"
 
 
+def test_histograms_differ_in_dashes(ax):
+    """In grey print their colours would not tell them apart."""
+    p = Estimate(np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]]), np.full((3, 2), 0.1))
+    plotting.histogram(ax, [0, 1, 2], p, xlabel="x", labels=["a", "b", "c"])
+    assert len({patch.get_linestyle() for patch in ax.patches[::2]}) == 3
+    with pytest.raises(ValueError, match="none of the 2 values of probability"):
+        nothing = Estimate(np.full((1, 2), np.nan), np.zeros((1, 2)))
+        plotting.histogram(ax, [0, 1, 2], nothing, xlabel="x")
+
+
 def test_logarithmic_axes_and_negative_values_stay_whole(ax):
     """No limit at zero where the axis has none, or where it would hide a negative value."""
     log = Figure(figsize=(5, 4)).add_subplot()
@@ -118,7 +128,9 @@ def test_symmetry_and_ground_states_show_what_is_given(ax):
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [-3.1, -2.9, -1.0, -1.2])
     assert ax.get_xlim() == ax.get_ylim()
     other = Figure(layout="constrained").add_subplot()
-    plotting.ground_states(other, MU, 0 * MU + 0.9, 0 * MU, X[0], species="Au")
+    shares = 0 * MU + 0.9, 0 * MU
+    plotting.ground_states(other, MU, *shares, X[0], species="Au", mu_label="mu_Au (eV)")
+    assert other.get_xlabel() == r"$\mu_\mathrm{Au}$ (eV)"
     np.testing.assert_array_equal(other.lines[0].get_ydata(), 0 * MU + 0.9)
     assert "Au" in other.figure.axes[1].get_ylabel()
     other.figure.draw_without_rendering()

@@ -395,12 +395,24 @@ def test_density_of_states_counts_configurations(ax, states):
     loose = replace(exact, log_g=exact.log_g - 7, absolute=False, replicas=replicas)
     plotting.density_of_states(ax, {"enumeration": exact, "Wang-Landau": loose}, bins=12)
     first, second = ax.containers
-    np.testing.assert_allclose(np.exp(first.lines[0].get_ydata()).sum(), 2**8)
+    np.testing.assert_allclose(np.nansum(np.exp(first.lines[0].get_ydata())), 2**8)
     np.testing.assert_allclose(second.lines[0].get_ydata(), first.lines[0].get_ydata())
-    lengths = np.diff([s[:, 1] for s in second.lines[2][0].get_segments()])
+    bars = [s for s in second.lines[2][0].get_segments() if len(s)]
+    lengths = np.diff([s[:, 1] for s in bars])
     assert (lengths > 0).all()
     assert texts(ax) == ["enumeration", "Wang-Landau"]
     assert ax.get_xlabel() == "energy (meV per site)"
+    width = 1e3 * np.ptp(exact.energy) / 8 / 12
+    assert f"in {width:.2g} meV per site" in ax.get_ylabel()
+
+
+def test_density_of_states_joins_no_bins_over_a_gap(ax, states):
+    """The line is broken where no energy is."""
+    e = states.energy.numpy()
+    dos = DensityOfStates.exact(states).restricted((e == e.min()) | (e == e.max()))
+    plotting.density_of_states(ax, dos, bins=5)
+    assert np.isnan(ax.containers[0].lines[0].get_ydata()).tolist() == [False, *[True] * 3, False]
+    ax.figure.draw_without_rendering()
 
 
 def test_density_of_states_refuses_what_it_cannot_hold_together(ax, states):

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from clease_nn.plotting.style import BLUE, VERMILION, clean, from_zero, shaped, styles, values_of
+from clease_nn.plotting.style import (
+    BLUE,
+    DASHES,
+    VERMILION,
+    clean,
+    determined,
+    from_zero,
+    legend,
+    mathematical,
+    shaped,
+    styles,
+    values_of,
+)
 from clease_nn.statistics import Estimate
 
 __all__ = ["ground_states", "histogram", "symmetry"]
@@ -42,13 +54,15 @@ def histogram(
     Raises
     ------
     ValueError
-        If the shapes do not match.
+        If the shapes do not match, or all values are NaN.
     """
     e = np.asarray(edges, dtype=float)
     p = shaped(probability, (len(labels), len(e) - 1), "probability")
+    determined(p, "probability")
     centres = (e[1:] + e[:-1]) / 2
     for k, (name, colour, _) in enumerate(styles(labels)):
-        ax.stairs(p.value[k], e, color=colour, lw=1.4, label=name or None)
+        dashes = DASHES[k % len(DASHES)]
+        ax.stairs(p.value[k], e, color=colour, lw=1.4, ls=dashes, label=name or None)
         ax.stairs(p.value[k], e, color=colour, fill=True, alpha=0.12, lw=0)
         seen = p.value[k] > 0
         bars = {"color": colour, "ls": "", "capsize": 1.5, "lw": 1.0}
@@ -59,8 +73,7 @@ def histogram(
             shown = reference > 0
             label = "exact" if k == len(labels) - 1 else None
             ax.plot(centres[shown], reference[shown], label=label, **dots)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small")
+    legend(ax)
     ax.set(xlabel=xlabel, ylabel="probability of a bin")
     from_zero(ax)
     return clean(ax)
@@ -151,7 +164,11 @@ def ground_states(
     ax.patch.set_visible(False)
     ax.plot(m, s, color=BLUE, marker="o", ms=4, lw=1.2, label="model")
     ax.plot(m, r, color=VERMILION, marker="s", ms=4, lw=1.2, ls="--", label="random search")
-    ax.legend(frameon=False, fontsize="small", loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1))
-    ax.set(xlabel=mu_label, ylabel="share of samples in the ground state", ylim=(-0.03, 1.06))
+    legend(ax, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1))
+    ax.set(
+        xlabel=mathematical(mu_label),
+        ylabel="share of samples in the ground state",
+        ylim=(-0.03, 1.06),
+    )
     ax.spines["top"].set_visible(False)
     return ax

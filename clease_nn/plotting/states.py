@@ -22,8 +22,9 @@ def density_of_states(
 ) -> Axes:
     """Logarithm of the number of configurations in bins of energy, with error bars.
 
-    All are binned alike, so that routes can be held against each other. One that is known up to a
-    constant is shifted: its largest bin is put on that of the first.
+    All are binned alike, so that routes can be held against each other; the line is broken where
+    bins are empty. One that is known up to a constant is shifted: its largest bin is put on that
+    of the first.
 
     Parameters
     ----------
@@ -60,12 +61,15 @@ def density_of_states(
             e = e + (top - peak)
         style = {"color": colour, "marker": marker, "ms": 3.5, "lw": 1.2, "capsize": 2}
         style |= {"ls": "" if k else "-", "label": name or None}
-        seen = np.isfinite(e.value)
-        ax.errorbar(centres[seen], e.value[seen], e.error[seen], **style)
+        ax.errorbar(centres, e.value, np.where(np.isfinite(e.value), e.error, np.nan), **style)
     legend(ax)
     first = next(iter(sources.values()))
     constant = "" if first.absolute else " + constant"
-    ax.set(xlabel="energy (meV per site)", ylabel=rf"$\ln g${constant}")
+    bin_width = f"{1e3 * width / int(bins):.2g} meV"
+    ax.set(
+        xlabel="energy (meV per site)",
+        ylabel=rf"$\ln$ of configurations in {bin_width} per site{constant}",
+    )
     return clean(ax)
 
 
