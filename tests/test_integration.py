@@ -265,8 +265,9 @@ def test_other_bad_input():
     found = dos.averages(isotherm(lattice, 5))
     with pytest.raises(ValueError, match="method must be one of"):
         integrate_grand_potential(found, 0.0, method="gauss")
-    with pytest.raises(ValueError, match="one number"):
-        integrate_grand_potential(found, Estimate(np.zeros(2), np.zeros(2)))
+    for start in (Estimate(np.zeros(2), np.zeros(2)), np.nan, Estimate(1.0, np.inf)):
+        with pytest.raises(ValueError, match="one finite number"):
+            integrate_grand_potential(found, start)
     spoilt = replace(found[2], composition=Estimate(np.full(2, np.nan), np.zeros(2)))
     with pytest.raises(ValueError, match="point 2 .* not finite"):
         integrate_grand_potential(Averages([*found[:2], spoilt, *found[3:]]), 0.0)

@@ -111,7 +111,7 @@ def integrate_grand_potential(
     ------
     ValueError
         If there are fewer than two points, the path is not of one of the two kinds or turns back,
-        a value is not finite, or the method is unknown.
+        a value or the reference is not finite, or the method is unknown.
 
     Notes
     -----
@@ -144,8 +144,10 @@ def integrate_grand_potential(
             f"the average at point {k} of the path (T = {points[k].temperature:g} K) is not finite"
         )
     start = reference if isinstance(reference, Estimate) else Estimate(float(reference), 0.0)
-    if np.ndim(start.value):
-        raise ValueError("reference must be ln Z at the first point, one number")
+    if np.ndim(start.value) or not np.isfinite(start.value + start.error):
+        raise ValueError(
+            f"reference must be ln Z at the first point, one finite number, got {reference}"
+        )
     weights = _weights(s, method)
     value = start.value + weights @ f
     spread = np.sqrt(start.error**2 + weights**2 @ error**2)
