@@ -261,8 +261,9 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         Returns
         -------
         Configurations
-            ``n`` rows a condition; the temperature varies slowest. After Ctrl-C the conditions
-            finished so far, with an ``InterruptedWarning``.
+            ``n`` rows a condition; the temperature varies slowest, the last name of a mapping
+            fastest, lists keep their order. After Ctrl-C the conditions finished so far, with an
+            ``InterruptedWarning``.
 
         Raises
         ------

@@ -236,8 +236,9 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         Returns
         -------
         Configurations
-            ``n`` rows a condition; the temperature varies slowest. After Ctrl-C the conditions
-            finished so far, with an ``InterruptedWarning``.
+            ``n`` rows a condition; the temperature varies slowest, the last element of a mapping
+            fastest, lists keep their order. After Ctrl-C the conditions finished so far, with an
+            ``InterruptedWarning``.
 
         Raises
         ------
