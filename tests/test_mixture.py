@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from ase.units import kB
+from toys import SYSTEMS
 
 from clease_nn.conditions import ConditionRange, Conditions
-from clease_nn.configurations import Configurations
+from clease_nn.configurations import Configurations, species_counts
 from clease_nn.energies.ising import ising_energy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.errors import NotDeterminedError
@@ -132,6 +133,40 @@ def test_errors_are_right_at_and_between_the_conditions(temper, mix):
         for name, e in estimated(dos.averages(ALL)).items():
             z[name].append(e.z(reference[name]))
     check_calibrated(z)
+
+
+@pytest.mark.parametrize("system", sorted(SYSTEMS))
+def test_any_number_of_species_and_sublattices(system):
+    """ln Z, energies and counts of several species lie within their errors of the enumeration.
+
+    A common shift of all chemical potentials moves ln Z by that of all atoms, and nothing else.
+    """
+    lattice, ensemble, box = SYSTEMS[system]()
+    all_states, at = ensemble.enumerate(lattice), box.grid(2, 2)
+    counts = species_counts(all_states.occupations, lattice.n_species)
+    # the last count follows from the others
+    values = torch.cat([all_states.energy[:, None], counts[:, :-1]], 1)
+    p = torch.stack([all_states.probabilities(at[k]) for k in range(len(at))])
+    q = p**0.9
+    q = 0.95 * q / q.sum(1, keepdim=True) + 0.05 / q.shape[1]
+    reference = np.concatenate([all_states.log_z(at).numpy()[:, None], (p @ values).numpy()], 1)
+    rng, z = np.random.default_rng(0), []
+    for seed in range(22):
+        parts = []
+        for k in range(len(at)):
+            rows = torch.as_tensor(rng.choice(q.shape[1], 400, p=(q[k] / q[k].sum()).numpy()))
+            x, log_prob = all_states.occupations[rows], q[k].log()[rows]
+            parts.append(Configurations(lattice, at[k].repeat(400), x, log_prob=log_prob))
+        c = ensemble.score(Configurations.cat(parts))
+        dos = density_of_states(c, n_resamples=60, seed=seed)
+        log_z, mean = dos.log_z(at), dos.mean(np.column_stack([dos.energy, dos.counts[:, :-1]]), at)
+        z.append(np.column_stack([log_z.z(reference[:, 0]), mean.z(reference[:, 1:])]))
+    shifted = Conditions(at.temperature, at.mu + 0.3)
+    moved = dos.log_z(shifted).value - log_z.value
+    np.testing.assert_allclose(moved, 0.3 * lattice.n_sites / at.kT.numpy(), rtol=1e-9)
+    frozen = reference[:, 1:].var(0) < 1e-20  # nothing to estimate
+    z = np.array(z)[:, :, np.concatenate([[True], ~frozen])]
+    check_calibrated({"all": z.reshape(22, -1)})
 
 
 def test_a_combination_is_better_than_single_conditions():
