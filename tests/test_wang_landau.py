@@ -158,7 +158,12 @@ def test_an_executor_gives_the_same(gold):
         ({"compositions": [4, 4]}, "shape"),
         ({"compositions": HALF, "trial_move": "flip"}, "leave out compositions"),
         ({"fill_factor_limit": 0.0}, "fill_factor_limit"),
+        ({"flatness_limit": 1.5}, "flatness_limit must be between 0 and 1, got 1.5"),
+        ({"flatness_limit": 0.0}, "flatness_limit"),
+        ({"flatness_check_interval": -3}, "flatness_check_interval must be at least 1, got -3"),
+        ({"flatness_check_interval": 0}, "flatness_check_interval"),
         ({"max_trial_steps": 0}, "max_trial_steps"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_bad_input(gold, options, text):
@@ -166,6 +171,14 @@ def test_bad_input(gold, options, text):
     atoms, calculator, _ = gold
     with pytest.raises(ValueError, match=text):
         wang_landau(atoms, calculator, 0.1, **options)
+
+
+@pytest.mark.parametrize("name", ["n_runs", "seed", "max_trial_steps"])
+def test_counts_are_whole_numbers(gold, name):
+    """Half a run is a TypeError."""
+    atoms, calculator, _ = gold
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got 2.5"):
+        wang_landau(atoms, calculator, 0.1, **{name: 2.5})
 
 
 @pytest.mark.parametrize("spacing", [0.0, -1.0, np.nan])

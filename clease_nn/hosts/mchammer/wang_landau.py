@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import icet
@@ -137,11 +138,19 @@ def wang_landau(
     >>> round(float(dos.log_z(Conditions([1e9], [[0.0, 0.0]])).value[0] / np.log(2)), 3)
     4.0
     """
-    _check(energy_spacing, trial_move, n_runs, fill_factor_limit, max_trial_steps)
+    _check(energy_spacing, trial_move, fill_factor_limit, flatness_limit)
+    for name, value, least in (
+        ("n_runs", n_runs, 2),
+        ("seed", seed, 0),
+        ("flatness_check_interval", flatness_check_interval, 1),
+        ("max_trial_steps", max_trial_steps, 1),
+    ):
+        _check_whole(name, value, least)
     host = extraction.lattice(structure, calculator)
     energy = extraction.energy(structure, calculator)
     wanted = _compositions(host, compositions, trial_move)
-    interval = flatness_check_interval or 1000 * len(structure)
+    every = flatness_check_interval
+    interval = 1000 * len(structure) if every is None else every
     options = {
         "energy_spacing": float(energy_spacing),
         "trial_move": trial_move,
@@ -210,20 +219,29 @@ def wang_landau(
 
 
 # ------------------------------------------------------------------ what is asked for
-def _check(energy_spacing, trial_move, n_runs, fill_factor_limit, max_trial_steps) -> None:
+def _check(energy_spacing, trial_move, fill_factor_limit, flatness_limit) -> None:
     if not (np.isfinite(energy_spacing) and energy_spacing > 0):
         raise ValueError(f"energy_spacing must be positive and finite, got {energy_spacing} eV")
     if trial_move not in _MOVES:
         raise ValueError(f"trial_move must be 'swap' or 'flip', got {trial_move!r}")
-    if n_runs < 2:
-        raise ValueError(
-            f"n_runs must be at least 2, got {n_runs}: the error is the spread between runs, and "
-            "one run alone would look exact"
-        )
     if not 0 < fill_factor_limit < 1:
         raise ValueError(f"fill_factor_limit must be between 0 and 1, got {fill_factor_limit}")
-    if max_trial_steps is not None and max_trial_steps < 1:
-        raise ValueError(f"max_trial_steps must be positive, got {max_trial_steps}")
+    if not 0 < flatness_limit < 1:
+        raise ValueError(
+            f"flatness_limit must be between 0 and 1, got {flatness_limit}: no histogram has all "
+            "bins above its mean"
+        )
+
+
+def _check_whole(name: str, value, least: int) -> None:
+    """TypeError or ValueError unless a whole number is large enough; None is left out."""
+    if value is None:
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        why = "; the error is the spread between runs" if name == "n_runs" else ""
+        raise ValueError(f"{name} must be at least {least}, got {value}{why}")
 
 
 def _groups(host: Lattice) -> list[tuple[np.ndarray, np.ndarray]]:
