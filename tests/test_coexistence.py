@@ -255,6 +255,46 @@ def test_the_traced_line_is_made_of_its_points():
     assert "below 200 K: no temperature was asked for" in line.reason
 
 
+def test_a_line_does_not_jump_to_another():
+    """Where the data end so does the line, though the phases meet elsewhere in their range.
+
+    a and b by turns at 0, 4, 8, 12 atoms: they meet at t = -0.015 eV - 5.4 kT / 4 and at 0.05 eV.
+    """
+    n = np.arange(0, 16, 4)
+    dos = DensityOfStates(
+        LATTICE,
+        np.array([0.06, 0.0, 0.0, 0.2]),
+        np.stack([16.0 - n, n], 1),
+        np.array([-5.4, 0.0, 0.0, 0.0]),
+        sampled=LINE.at(300.0, [-0.1, 0.1]),
+    )
+    phases = Phases.given(dos, np.array([0, 1, 0, 1]), ["a", "b"])
+    line = trace(dos, phases, ("a", "b"), LINE, np.arange(300, 1000, 100.0))
+    kT = kB * line.temperature.value
+    assert line.mu.value == pytest.approx(-0.015 - 5.4 * kT / 4, abs=2e-3)
+    assert kB * line.temperature.value[-1] == pytest.approx(0.085 * 4 / 5.4, rel=0.02)
+    assert "belongs to another line" in line.reason
+
+
+def test_the_nearest_point_counts_also_if_it_is_poorly_sampled():
+    """A hint is not answered with another point."""
+    repeat = np.array([10, 100, 100, 100])
+    rows = np.repeat(np.arange(4), repeat)
+    n = 4 * rows
+    dos = DensityOfStates(
+        LATTICE,
+        np.array([0.06, 0.0, 0.0, 0.2])[rows],
+        np.stack([16.0 - n, n], 1),
+        np.array([-5.4, 0.0, 0.0, 0.0])[rows] - np.log(repeat)[rows],
+        replicas=np.ones((len(rows), 20), np.float32),
+        sampled=LINE.at(300.0, [-0.1, 0.1]),
+    )
+    phases = Phases.given(dos, rows % 2, ["a", "b"])
+    assert coexistence(dos, phases, ("a", "b"), LINE, 300.0, near=0.04).mu.value > 0.04
+    with pytest.raises(NotDeterminedError, match="10.0 effective states of a"):
+        coexistence(dos, phases, ("a", "b"), LINE, 300.0, near=-0.04)
+
+
 def test_a_third_phase_takes_over():
     """Where half-filled states are made many, the gap is not stable any more."""
     dos = exact("gap")

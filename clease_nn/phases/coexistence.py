@@ -119,7 +119,7 @@ def coexistence(
     temperature : float
         K.
     near : float, optional
-        eV along the line; needed only if there are several points.
+        eV along the line; needed only if there are several points: the nearest counts.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def find_coexistence(
     if near is not None:
         if not np.isfinite(near):
             raise ValueError(f"near must be a finite position along the line, got {near} eV")
-        roots = sorted(roots, key=lambda t: abs(t - near))
+        roots = [min(roots, key=lambda t: abs(t - near))]  # none else, however well sampled
     enough = [t for t in roots if min(a.ess([t])[0], b.ess([t])[0]) >= _FEWEST]
     if not enough:
         t = roots[0]

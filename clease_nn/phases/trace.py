@@ -40,9 +40,9 @@ def trace(
 
     Every next point is looked for where the Clausius-Clapeyron slope of the last one leads. The
     line ends where the phases no longer have one grand potential anywhere, where they cannot be
-    told apart (see :class:`~clease_nn.phases.coexistence.Coexistence`), or where the data end;
-    the step in which it ends is halved five times. Where a third phase has a lower grand
-    potential the line goes on, marked as not stable.
+    told apart (see :class:`~clease_nn.phases.coexistence.Coexistence`), or where the data end; it
+    never goes on along another line of the same phases. The step in which it ends is halved five
+    times. Where a third phase has a lower grand potential the line goes on, marked as not stable.
 
     Parameters
     ----------
@@ -215,7 +215,21 @@ def _attempt(landscape, pair, temperature: float, last: Coexistence | None):
             "samples is too small to tell",
             (point.temperature, point.mu.value),
         )
+    if last is not None and not _same_line(landscape, last, point):
+        return NoCoexistenceError(
+            f"the line leaves the range of the data or ends before {temperature:.4g} K; the point "
+            f"of {pair[0]} and {pair[1]} there, {point.mu.value:.4g} eV, belongs to another line"
+        )
     return point
+
+
+def _same_line(landscape, last: Coexistence, point: Coexistence) -> bool:
+    """Whether a point continues a line, and not another that the phases have beside it."""
+    parts = [landscape.projection(name, last.temperature) for name in last.phases]
+    earlier = crossings(landscape, *parts, last.temperature)
+    back = point.mu.value - last.slope.value * (point.temperature - last.temperature)
+    nearest = min(earlier, key=lambda t: abs(t - back), default=last.mu.value)
+    return abs(nearest - last.mu.value) <= 1e-9
 
 
 def _runs(good: np.ndarray) -> list[tuple[int, int]]:
