@@ -299,15 +299,21 @@ def cuau64(args, folder) -> dict:
         "model": thermodynamics.density_of_states(drawn),
         "parallel tempering": tempering(ensemble, lattice, box, args),
     }.items():
-        which = phases.identify(dos, line, asked, structures=ordered)
         found[name] = (
-            phases.phase_diagram(dos, which, line, asked),
+            diagram(dos, line, asked, ordered),
             phases.heat_capacity_maxima(dos, line, fields, (asked[0], 900)),
         )
         print(f"-- {name}, {dos.cost.seconds:.0f} s of sampling\n{found[name][0]}", flush=True)
+        if name == "model":
+            other = [diagram(dos, line, asked, ordered, t) for t in (0.45, 0.55)]
     out = {"sites": lattice.n_sites, "ness_mean": float(np.mean(ness))}
     out |= boundaries_apart(*(found[name][0] for name in found))
     out |= maxima_apart(*(found[name][1] for name in found))
+    for p in found["model"][0].points:
+        moved = [float(q.temperature.value - p.temperature.value) for d in other for q in d.points
+                 if set(q.phases) == set(p.phases)]  # fmt: skip
+        if moved:
+            out[f"three phases {' + '.join(p.phases)}, by the threshold (K)"] = max(map(abs, moved))
     for key, value in out.items():
         print(f"{key}: {value:.4g}")
     out["diagrams"] = {name: f[0].to_rows() for name, f in found.items()}
@@ -316,11 +322,11 @@ def cuau64(args, folder) -> dict:
     return out
 
 
-def picture(path: Path, diagram, reference) -> None:
+def picture(path: Path, found, reference) -> None:
     """Lines of the model, points of parallel tempering, over composition and over mu."""
     figure = Figure(figsize=(10.5, 4.8), dpi=110, layout="constrained")
     for ax, against in zip(figure.subplots(1, 2), ("composition", "mu"), strict=True):
-        plotting.phase_diagram(ax, diagram, against=against)
+        plotting.phase_diagram(ax, found, against=against)
         label = "parallel tempering"
         for b in reference.boundaries:
             if b.kind != "first-order":
@@ -330,6 +336,12 @@ def picture(path: Path, diagram, reference) -> None:
             label = ""
     figure.savefig(path)
     print(f"written: {path}")
+
+
+def diagram(dos, line, temperatures, ordered, threshold: float = 0.5):
+    """Phase diagram with states ordered above one threshold, the same for all data."""
+    found = phases.identify(dos, line, temperatures, structures=ordered, threshold=threshold)
+    return phases.phase_diagram(dos, found, line, temperatures)
 
 
 def tempering(ensemble, lattice, box, args) -> DensityOfStates:
