@@ -122,6 +122,7 @@ def check_calibrated(z, spread=(0.8, 1.2)):
         assert np.abs(v).max() < 6, (name, np.abs(v).max())
 
 
+@pytest.mark.filterwarnings("error::clease_nn.warnings.LostModeWarning")
 @pytest.mark.parametrize(("temper", "mix"), [(1.15, 0.03), (1.02, 0.003)])
 def test_errors_are_right_at_and_between_the_conditions(temper, mix):
     """z-scores of 22 replicas at 15 sampled and 6 other conditions have a spread of one."""
@@ -428,6 +429,15 @@ def test_agreement_with_others_has_right_errors():
             difference, error = disagreement(model, pool.sets, state, np.zeros(15))
             z.append(difference / error)
         assert np.isfinite(z).all() and 0.5 < np.std(z) < 1.1 and np.abs(z).max() < 4.5
+
+
+def test_likelihoods_that_are_a_little_wrong_are_noticed():
+    """Errors of log_prob of a few standard errors of ln Z, at all conditions: too much scatter."""
+    c = weighted(300, 0, 1.15, 0.03)
+    shift = 0.1 * torch.as_tensor(np.random.default_rng(0).normal(size=15))
+    c = replace(c, log_prob=c.log_prob + shift.repeat_interleave(300))
+    with pytest.warns(LowESSWarning, match=r"scatter 2\.\d times as much .* worst: T = "):
+        density_of_states(c)
 
 
 def test_conditions_without_others_are_not_judged():

@@ -10,11 +10,13 @@ from scipy.sparse import csr_array
 from clease_nn.thermodynamics.density_of_states import name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood
 from clease_nn.thermodynamics.pooling import SampleSet
-from clease_nn.warnings import LostModeWarning
+from clease_nn.warnings import LostModeWarning, LowESSWarning
 
-__all__ = ["disagreement", "warn_of_lost_modes"]
+__all__ = ["disagreement", "warn_of_disagreement"]
 
-_SUSPECT = 5.0  # standard errors from which on two ways to know ln Z disagree
+_SUSPECT = 4.0  # standard errors by which one condition may fall short of the others
+_SCATTER = 2.0  # root mean square of those that all may fall short by
+_FEWEST_CONDITIONS = 10  # below it a scatter says nothing
 _FEWEST_SHARED = 20.0  # effective draws of others below which they cannot judge a condition
 
 
@@ -69,28 +71,44 @@ def disagreement(
     return np.where(known, -np.log(safe), np.nan), np.where(known, error, np.nan)
 
 
-def warn_of_lost_modes(sets: list[SampleSet], difference: np.ndarray, error: np.ndarray) -> None:
-    """Name the condition whose weights fall short most of what the draws of others show, if any.
+def warn_of_disagreement(sets: list[SampleSet], difference: np.ndarray, error: np.ndarray) -> None:
+    """Name the condition whose weights fall short most of what the draws of others show.
 
     Warns
     -----
     LostModeWarning
+        If one falls short by more than 4 standard errors.
+    LowESSWarning
+        If all together scatter more than twice as much as their errors say.
     """
-    z = np.nan_to_num(difference / error)
-    suspects = np.flatnonzero(z < -_SUSPECT)
-    if not len(suspects):
+    z = difference / error
+    if np.isnan(z).all():
         return
-    k = int(np.argmin(z))
-    own = sets[k].log_z
-    warnings.warn(
-        f"at {len(suspects)} of {len(sets)} conditions ln Z of the mean weights is below what the "
-        f"draws of other conditions show; worst: {name(sets[k].condition)}, {own:.3f} by its own "
-        f"weights, {own - difference[k]:.3f} by the others ({-z[k]:.1f} standard errors apart). "
-        "Its draws seem to miss a phase that others have. Remedy: leave this condition out, draw "
-        "more, or train the model longer there",
-        LostModeWarning,
-        stacklevel=3,
+    k = int(np.nanargmin(z))
+    worst = (
+        f"worst: {name(sets[k].condition)}, {sets[k].log_z:.3f} by its own weights, "
+        f"{sets[k].log_z - difference[k]:.3f} by the others ({-z[k]:.1f} standard errors apart)"
     )
+    known = z[~np.isnan(z)]
+    # positive ones may be a lack of overlap
+    scatter = np.sqrt(2.0 * np.mean(np.minimum(known, 0.0) ** 2))
+    if z[k] < -_SUSPECT:
+        warnings.warn(
+            f"at {(known < -_SUSPECT).sum()} of {len(sets)} conditions ln Z of the mean weights is "
+            f"below what the draws of other conditions show; {worst}. Its draws seem to miss a "
+            "phase that others have. Remedy: leave this condition out, draw more, or train the "
+            "model longer there",
+            LostModeWarning,
+            stacklevel=3,
+        )
+    elif len(known) >= _FEWEST_CONDITIONS and scatter > _SCATTER:
+        warnings.warn(
+            f"ln Z of the mean weights scatter {scatter:.1f} times as much as their errors say "
+            f"about what the draws of other conditions show; {worst}. Remedy: check that log_prob "
+            "is that of the draws, draw more, or train the model longer",
+            LowESSWarning,
+            stacklevel=3,
+        )
 
 
 def _weights_by_set(

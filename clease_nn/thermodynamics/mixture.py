@@ -12,7 +12,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.errors import NotDeterminedError
 from clease_nn.statistics import Estimate
-from clease_nn.thermodynamics.agreement import disagreement, warn_of_lost_modes
+from clease_nn.thermodynamics.agreement import disagreement, warn_of_disagreement
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
@@ -79,13 +79,14 @@ def density_of_states(
     Warns
     -----
     LostModeWarning
-        If the mean weight of a condition is more than 5 standard errors below what the draws of
+        If the mean weight of a condition is more than 4 standard errors below what the draws of
         all other weighted conditions show: a phase is missing there. A phase that no condition
         has seen cannot be noticed.
     LowESSWarning
         If weighted draws of a condition have fewer than 20 effective samples or a NESS below 0.15:
-        errors of such weights are underestimated, and neighbours do not mend it. And if the errors
-        of mean weights had to be enlarged to find a solution at all.
+        errors of such weights are underestimated, and neighbours do not mend it. If mean weights
+        scatter twice as much about what other conditions say as their errors do, or these had to
+        be enlarged to find a solution at all.
 
     Examples
     --------
@@ -125,7 +126,7 @@ def density_of_states(
         model, f, measured, precision, resampled, log_z
     )
     _check_agreement(sets, f, measured, precision)
-    warn_of_lost_modes(sets, apart, apart_error)
+    warn_of_disagreement(sets, apart, apart_error)
     if trust < 1:
         _warn_of_less_trust(sets, trust, np.sqrt(precision) * (f - measured))
     factors = factors[:, solved]
