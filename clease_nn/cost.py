@@ -228,15 +228,19 @@ class CostTable:
         raise KeyError(f"no route {name!r}; there are {[r.route.name for r in self.rows]}")
 
     def to_rows(self) -> list[dict]:
-        """One flat dictionary of JSON-ready values a route; None where there is no limit."""
+        """One flat dictionary of JSON-ready values a route.
+
+        None where there is no limit, and of the first route, which is not held against itself.
+        """
 
         def limit(x: float) -> float | None:
             return x if isfinite(x) else None
 
-        def pays(window: tuple[float, float], name: str) -> dict:
+        def pays(row: CostRow, window: tuple[float, float], name: str) -> dict:
             low, high = window
+            words = None if row is self.rows[0] else _window(window, "{:.6g}".format)
             return {
-                f"first_pays_{name}": _window(window, "{:.6g}".format),
+                f"first_pays_{name}": words,
                 f"first_pays_{name}_from": limit(low),
                 f"first_pays_{name}_to": limit(high),
             }
@@ -253,8 +257,8 @@ class CostTable:
                 "measured_error": r.route.error,
                 "measured_conditions": r.route.n_conditions,
                 "measured_seconds": r.route.cost.seconds,
-                **pays(r.pays_conditions, "conditions"),
-                **pays(r.pays_energy, "energy_seconds"),
+                **pays(r, r.pays_conditions, "conditions"),
+                **pays(r, r.pays_energy, "energy_seconds"),
                 "note": r.route.note,
             }
             for r in self.rows
@@ -363,11 +367,13 @@ def cost_table(
     if len(set(names)) < len(names):
         raise ValueError(f"every route needs a name of its own, got {names}")
     error = routes[0].error if error is None else float(error)
-    n = routes[0].n_conditions if n_conditions is None else int(n_conditions)
-    if not (isfinite(error) and error > 0) or n < 1:
+    n = routes[0].n_conditions if n_conditions is None else n_conditions
+    if not (isfinite(error) and error > 0) or n < 1 or n % 1:
         raise ValueError(
-            f"error must be positive and n_conditions at least 1, got {error} and {n_conditions}"
+            "error must be positive and n_conditions a whole number of at least 1, got "
+            f"{error} and {n_conditions}"
         )
+    n = int(n)
     costs = [r.scaled(error, n) for r in routes]
     seconds = [c.seconds + c.training_seconds for c in costs]
     evaluations = [c.energy_evaluations + c.training_energy_evaluations for c in costs]

@@ -293,6 +293,7 @@ def test_a_table_says_who_wins():
     json.dumps(rows, allow_nan=False)
     assert [r["ratio"] for r in rows] == pytest.approx([1, 2 / 320, 2000 / 320])
     assert rows[1]["first_pays_conditions"] == "never"
+    assert rows[0]["first_pays_conditions"] is None is rows[0]["first_pays_energy_seconds"]
     assert rows[1]["first_pays_conditions_from"] is None
     # with dear energies its fewer evaluations in sampling do not make up for those of training
     assert table["single"].pays_energy == pytest.approx((0.0, (2000 - 320) / (1.0001e9 - 1e8)))
@@ -316,6 +317,12 @@ def test_bad_tables():
         cost_table([a, a])
     with pytest.raises(ValueError, match="must serve"):
         Route("b", Cost(), 0, 0.1)
-    for options in ({"error": 0.0}, {"error": inf}, {"n_conditions": 0}):
+    for options in (
+        {"error": 0.0},
+        {"error": inf},
+        {"n_conditions": 0},
+        {"n_conditions": 2.7},
+        {"n_conditions": inf},
+    ):
         with pytest.raises(ValueError, match="must be positive"):
             cost_table([a], **options)
