@@ -79,7 +79,9 @@ def wang_landau(
         missed by all runs has no error.
     n_runs : int
         Independent runs, at least 2. With n of them the error itself is uncertain by a factor of
-        about ``1 +- 1/sqrt(2 (n - 1))``.
+        about ``1 +- 1/sqrt(2 (n - 1))``, and deviations in units of it follow Student's t
+        distribution of n - 1 degrees of freedom: with 4 runs their root mean square is 1.7, with
+        6 it is 1.3.
     seed : int
     fill_factor_limit, flatness_limit, flatness_check_interval
         As in ``WangLandauEnsemble``.
