@@ -22,6 +22,7 @@ from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import averages, density_of_states, overlap, where_to_sample
 from clease_nn.thermodynamics.agreement import disagreement
 from clease_nn.thermodynamics.mixture import start, states_of
+from clease_nn.thermodynamics.multistate import MultistateLikelihood
 from clease_nn.thermodynamics.pooling import Pool
 from clease_nn.warnings import LostModeWarning, LowESSWarning
 
@@ -455,6 +456,22 @@ def test_conditions_far_from_others_raise_no_alarm():
         with warnings.catch_warnings():
             warnings.simplefilter("error", LostModeWarning)
             assert density_of_states(c).absolute
+
+
+def test_less_trust_in_mean_weights_is_announced(monkeypatch):
+    """If no solution is found within their errors, these are enlarged, and that is said."""
+    c, solve = weighted(300, 0), MultistateLikelihood.joint
+
+    def stubborn(self, f, measured, precision):
+        if precision.max() > 1000:
+            raise RuntimeError("no solution")
+        return solve(self, f, measured, precision)
+
+    monkeypatch.setattr(MultistateLikelihood, "joint", stubborn)
+    match = r"taken as [1-9]\.\d times larger. Most doubtful: T = \d+ K"
+    with pytest.warns(LowESSWarning, match=match):
+        dos = density_of_states(c)
+    assert np.abs(dos.log_z(GRID).z(exact(GRID)["log_z"])).max() < 5
 
 
 def test_poor_weights_are_announced():
