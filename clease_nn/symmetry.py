@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 
 import numpy as np
 from ase.constraints import FixAtoms
@@ -13,6 +14,10 @@ from clease_nn.lattice import Lattice
 __all__ = ["canonical_occupations", "site_permutations", "structure_variants"]
 
 _VACUUM = 10.0  # angstrom of empty space along directions that are not periodic
+_NO_SYMMETRY = (
+    "spglib finds no symmetry of the supercell: are atoms on top of one another? check the "
+    "positions and the cell of the template"
+)
 
 
 def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
@@ -64,10 +69,7 @@ def site_permutations(lattice: Lattice, symprec: float = 1e-3) -> np.ndarray:
         except getattr(spglib, "SpglibError", ()):
             found = None
     if found is None:
-        raise ValueError(
-            "spglib finds no symmetry of the supercell: are atoms on top of one another? "
-            "check the positions and the cell of the template"
-        )
+        raise ValueError(_NO_SYMMETRY)
     site_of = np.full(len(atoms), -1)
     site_of[lattice.site_indices] = np.arange(lattice.n_sites)
     translations, rotated, seen = [], [], set()
@@ -123,64 +125,74 @@ def structure_variants(lattice: Lattice, occupations, symprec: float = 1e-3) -> 
            [1, 0, 1, 0, 1, 0, 1, 0],
            [1, 1, 0, 0, 1, 1, 0, 0]], dtype=int8)
     """
-    import spglib
-
     x = np.asarray(occupations, dtype=np.int8)
     if x.shape != (lattice.n_sites,):
         raise ValueError(
             f"this supercell has {lattice.n_sites} occupations a structure, got shape {x.shape}"
         )
-    rows = np.unique(x[site_permutations(lattice, symprec)], axis=0)
+    # a rotated structure has the periods of the supercell if the given one has those that become
+    # them
+    whole = [
+        x[image]
+        for image, periods in _rotations(lattice, symprec)
+        if all((x[p] == x).all() for p in periods)
+    ]
+    rows = np.concatenate([w[lattice.translations] for w in np.unique([x, *whole], axis=0)])
+    rows = np.unique(rows, axis=0)
+    given = (rows == x).all(1)
+    return np.concatenate([rows[given], rows[~given]])
+
+
+@lru_cache(maxsize=4)
+def _rotations(lattice: Lattice, symprec: float) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Operations of the crystal's primitive cell, each by what it does in the supercell.
+
+    The site (sites,) that each site is an image of, and, for each period of the supercell, the
+    site (sites,) which lies where the inverse rotation takes this period from each site.
+    """
+    import spglib
+
     atoms = lattice.template
     fixed = ~np.asarray(atoms.pbc)
     cell = _open_cell(atoms, fixed)
     inverse = np.linalg.inv(cell)
-    kinds = _kinds(lattice)
+    whole = (cell, atoms.positions @ inverse, _kinds(lattice))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             primitive = spglib.standardize_cell(
-                (cell, atoms.positions @ inverse, kinds),
-                to_primitive=True,
-                no_idealize=True,
-                symprec=symprec,
+                whole, to_primitive=True, no_idealize=True, symprec=symprec
             )
             found = None if primitive is None else spglib.get_symmetry(primitive, symprec=symprec)
         except getattr(spglib, "SpglibError", ()):
             found = None
-    if found is not None:
-        sites = atoms.positions[lattice.site_indices]
-        scaled = sites @ inverse
-        basis = np.asarray(primitive[0])
-        whole = [x]
+    if found is None:
+        raise ValueError(_NO_SYMMETRY)
+    sites = atoms.positions[lattice.site_indices]
+    scaled = sites @ inverse
+    basis = np.asarray(primitive[0])
 
-        def sites_at(points):
-            """(sites,) which site lies at each of the points (scaled), or None."""
-            d = points[:, None] - scaled[None]
-            d[..., ~fixed] -= np.round(d[..., ~fixed])
-            distance = np.linalg.norm(d @ cell, axis=2)
-            return None if distance.min(1).max() > 10 * symprec else distance.argmin(1)
+    def sites_at(points):
+        """(sites,) which site lies at each of the points (scaled), or None."""
+        d = points[:, None] - scaled[None]
+        d[..., ~fixed] -= np.round(d[..., ~fixed])
+        distance = np.linalg.norm(d @ cell, axis=2)
+        return None if distance.min(1).max() > 10 * symprec else distance.argmin(1)
 
-        for rotation, shift in zip(found["rotations"], found["translations"], strict=True):
-            # positions are rows: r -> r turn + shift
-            turn = np.linalg.inv(basis) @ rotation.T @ basis
-            if np.abs((cell @ turn @ inverse)[fixed][:, ~fixed]).max(initial=0.0) > 1e-6:
-                continue
-            back = np.linalg.inv(turn)
-            # a rotated structure has the periods of the supercell if the given one has those that
-            # become them
-            periods = [sites_at(scaled + v @ back @ inverse) for v in cell[~fixed]]
-            if not all(p is not None and (x[p] == x).all() for p in periods):
-                continue
-            source = (sites - shift @ basis) @ back @ inverse
-            source[:, fixed] += (scaled - source)[:, fixed].mean(0)
-            image = sites_at(source)
-            if image is not None:
-                whole.append(x[image])
-        whole = np.unique(whole, axis=0)
-        rows = np.unique(np.concatenate([rows, *(w[lattice.translations] for w in whole)]), axis=0)
-    given = (rows == x).all(1)
-    return np.concatenate([rows[given], rows[~given]])
+    out = []
+    for rotation, shift in zip(found["rotations"], found["translations"], strict=True):
+        # positions are rows: r -> r turn + shift
+        turn = np.linalg.inv(basis) @ rotation.T @ basis
+        if np.abs((cell @ turn @ inverse)[fixed][:, ~fixed]).max(initial=0.0) > 1e-6:
+            continue
+        back = np.linalg.inv(turn)
+        source = (sites - shift @ basis) @ back @ inverse
+        source[:, fixed] += (scaled - source)[:, fixed].mean(0)
+        image = sites_at(source)
+        periods = [sites_at(scaled + v @ back @ inverse) for v in cell[~fixed]]
+        if image is not None and all(p is not None for p in periods):
+            out.append((image, periods))
+    return out
 
 
 def canonical_occupations(occupations: np.ndarray, permutations: np.ndarray) -> np.ndarray:

@@ -146,6 +146,8 @@ def test_atoms_on_top_of_one_another_are_refused():
     atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 1e-5]], cell=[3, 3, 3], pbc=True)
     with pytest.raises(ValueError, match="on top of one another"):
         site_permutations(Lattice.uniform(atoms, ["Au", "Cu"]))
+    with pytest.raises(ValueError, match="on top of one another"):
+        structure_variants(Lattice.uniform(atoms, ["Au", "Cu"]), [0, 1])
 
 
 # ------------------------------------------------------------------ variants of structures
