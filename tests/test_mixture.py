@@ -24,7 +24,7 @@ from clease_nn.thermodynamics.agreement import disagreement
 from clease_nn.thermodynamics.mixture import start, states_of
 from clease_nn.thermodynamics.multistate import MultistateLikelihood
 from clease_nn.thermodynamics.pooling import Pool
-from clease_nn.warnings import LostModeWarning, LowESSWarning
+from clease_nn.warnings import ChainWarning, LostModeWarning, LowESSWarning
 
 LATTICE = Lattice.square(4)
 ENSEMBLE = SemiGrandCanonical(ising_energy(LATTICE))
@@ -306,6 +306,19 @@ def test_conditions_far_from_the_data_are_refused_with_a_way_there():
     dos = density_of_states([c, more])
     assert dos.determined(hot).all() and len(where_to_sample(dos, hot)) == 0
     assert np.abs(dos.log_z(hot).z(exact(hot)["log_z"])).max() < 4.5
+
+
+def test_a_stuck_chain_is_named():
+    """One chain of 15 that knows one of two phases only contradicts its neighbours."""
+    p = exact_probabilities(GRID)
+    one_phase = np.where((states().occupations == 1).sum(1).numpy() > 8, 0, p[2])
+    p[2] = one_phase / one_phase.sum()
+    c = chosen(GRID, 300, 5, p, weighted=False)
+    with pytest.warns(ChainWarning, match=r"worst: T = 20000 K, mu = \(0, 0\) eV"):
+        density_of_states(c)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ChainWarning)
+        density_of_states(independent(300, 5))
 
 
 def test_chains_without_overlap_are_refused():

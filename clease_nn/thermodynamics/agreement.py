@@ -10,11 +10,12 @@ from scipy.sparse import csr_array
 from clease_nn.thermodynamics.density_of_states import name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood
 from clease_nn.thermodynamics.pooling import SampleSet
-from clease_nn.warnings import LostModeWarning, LowESSWarning
+from clease_nn.warnings import ChainWarning, LostModeWarning, LowESSWarning
 
-__all__ = ["disagreement", "warn_of_disagreement"]
+__all__ = ["disagreement", "warn_of_chains", "warn_of_disagreement"]
 
 _SUSPECT = 4.0  # standard errors by which one condition may fall short of the others
+_STUCK = 8.0  # own standard errors between means of a chain and those of all data
 _SCATTER = 2.0  # root mean square of those that all may fall short by
 _FEWEST_CONDITIONS = 10  # below it a scatter says nothing
 _FEWEST_SHARED = 20.0  # effective draws of others below which they cannot judge a condition
@@ -107,6 +108,61 @@ def warn_of_disagreement(sets: list[SampleSet], difference: np.ndarray, error: n
             f"about what the draws of other conditions show; {worst}. Remedy: check that log_prob "
             "is that of the draws, draw more, or train the model longer",
             LowESSWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_chains(
+    model: MultistateLikelihood,
+    sets: list[SampleSet],
+    values: np.ndarray,
+    f: np.ndarray,
+    c: np.ndarray,
+) -> None:
+    """Name the chains whose own means are furthest from those of all data at their condition.
+
+    The combination takes the samples of a chain for those of its whole ensemble; a chain that is
+    stuck in one of two phases spoils it, and shows by the contradiction with its neighbours.
+
+    Parameters
+    ----------
+    model : MultistateLikelihood
+    sets : list of SampleSet
+    values : ndarray, shape (rows, d)
+        Energy and counts of the rows of the pool.
+    f, c : ndarray, shape (sets,)
+        The solution.
+
+    Warns
+    -----
+    ChainWarning
+        If a mean is more than 8 of the chain's own standard errors away.
+    """
+    chains = [k for k, s in enumerate(sets) if s.error == np.inf]
+    if not chains or len(sets) < 2:
+        return
+    x = model.x - model.x.mean(0)
+    first, second = (np.zeros((len(sets), x.shape[1])) for _ in range(2))
+    for rows, columns, p, _ in model.chunks(f):
+        w = (p * (model.weight[rows] / (p @ c[columns]))[:, None]).T
+        first[columns] += w @ x[rows]
+        second[columns] += w @ x[rows] ** 2
+    variance = np.maximum(second - first**2, 0.0)
+    apart = np.zeros(len(sets))
+    for k in chains:
+        own = values[sets[k].rows] - model.x.mean(0)
+        scale = np.sqrt(np.maximum(variance[k], own.var(0)) / sets[k].effective)
+        moving = scale > 1e-9
+        away = np.abs(own.mean(0) - first[k])[moving] / scale[moving]
+        apart[k] = away.max(initial=0.0)
+    k = int(np.argmax(apart))
+    if apart[k] > _STUCK:
+        warnings.warn(
+            f"the chains at {(apart > _STUCK).sum()} of {len(sets)} conditions contradict all data "
+            f"together; worst: {name(sets[k].condition)}, where their own means are {apart[k]:.0f} "
+            "of their standard errors away: stuck in one phase, or too short. Remedy: run longer, "
+            "use ParallelTempering, or leave these chains out",
+            ChainWarning,
             stacklevel=3,
         )
 

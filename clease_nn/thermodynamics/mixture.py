@@ -12,7 +12,11 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.errors import NotDeterminedError
 from clease_nn.statistics import Estimate
-from clease_nn.thermodynamics.agreement import disagreement, warn_of_disagreement
+from clease_nn.thermodynamics.agreement import (
+    disagreement,
+    warn_of_chains,
+    warn_of_disagreement,
+)
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
@@ -78,6 +82,9 @@ def density_of_states(
 
     Warns
     -----
+    ChainWarning
+        If the own means of a chain are more than 8 of its standard errors away from those of all
+        data at its condition: it is stuck in one phase or too short.
     LostModeWarning
         If the mean weight of a condition is more than 4 standard errors below what the draws of
         all other weighted conditions show: a phase is missing there. A phase that no condition
@@ -127,6 +134,8 @@ def density_of_states(
     )
     _check_agreement(sets, f, measured, precision)
     warn_of_disagreement(sets, apart, apart_error)
+    levels = np.concatenate([pool.energy[:, None], pool.counts], 1)
+    warn_of_chains(model, sets, levels, f, multipliers)
     if trust < 1:
         _warn_of_less_trust(sets, trust, np.sqrt(precision) * (f - measured))
     factors = factors[:, solved]
