@@ -22,7 +22,7 @@ from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import averages, density_of_states, overlap, where_to_sample
 from clease_nn.thermodynamics.agreement import disagreement
 from clease_nn.thermodynamics.mixture import start, states_of
-from clease_nn.thermodynamics.multistate import MultistateLikelihood
+from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
 from clease_nn.warnings import ChainWarning, LostModeWarning, LowESSWarning
 
@@ -319,6 +319,16 @@ def test_a_stuck_chain_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ChainWarning)
         density_of_states(independent(300, 5))
+
+
+def test_dense_grids_of_few_samples_overlap():
+    """Many conditions that share a little each are one group; two such grids far apart are not."""
+    dense = np.full((40, 40), 0.2)
+    assert [len(g) for g in connected(dense, 4.0)] == [40]
+    apart = np.kron(np.eye(2), dense)
+    assert [g.tolist() for g in connected(apart, 4.0)] == [list(range(40)), list(range(40, 80))]
+    at = Conditions.grid(np.linspace(30000, 45000, 8), [[0, m] for m in np.linspace(-0.5, 0.5, 9)])
+    assert not density_of_states(independent(10, 0, at), n_resamples=2).absolute
 
 
 def test_chains_without_overlap_are_refused():

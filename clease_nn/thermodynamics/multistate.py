@@ -256,7 +256,8 @@ class MultistateLikelihood:
 def connected(conductance: np.ndarray, threshold: float) -> list[np.ndarray]:
     """Groups between which the summed conductance stays below a threshold.
 
-    Pairs above it are joined; groups are merged while anything above it is left between them.
+    Pairs above it are joined, and whatever shares as much with all others together, as on a dense
+    grid of few samples each, joins the one it shares most with.
 
     Examples
     --------
@@ -269,9 +270,13 @@ def connected(conductance: np.ndarray, threshold: float) -> list[np.ndarray]:
     between = np.array(conductance, dtype=float)
     while True:
         np.fill_diagonal(between, 0.0)
-        count, merged = connected_components(between >= threshold, directed=False)
-        if count == len(between):
-            break
+        joined = between >= threshold
+        if not joined.any():
+            rows = np.flatnonzero(between.sum(1) >= threshold)
+            if not len(rows):
+                break
+            joined[rows, between[rows].argmax(1)] = True
+        count, merged = connected_components(joined, directed=False)
         labels = merged[labels]
         member = np.zeros((count, len(between)))
         member[merged, np.arange(len(between))] = 1.0
