@@ -87,6 +87,14 @@ def test_differences_of_ln_z_are_enough():
     assert points[0].mu.value == pytest.approx(points[1].mu.value, abs=1e-10)
 
 
+def test_states_without_occupations_will_do():
+    """Densities of states of energies and compositions only have the same lines."""
+    dos = exact("asymmetric")
+    bare = replace(dos, occupations=None)
+    lines = [trace(d, by_amount(d), PAIR, LINE, [300.0, 500.0]) for d in (dos, bare)]
+    assert lines[0].to_dict() == lines[1].to_dict()
+
+
 def test_variants_count_once():
     """At low temperature the line is that of the ground states, not kT ln 2 beside it.
 

@@ -134,7 +134,7 @@ def test_the_threshold_of_order_may_be_given():
     """Labels are those of the order itself; by default the threshold is told."""
     dos = exact("order")
     default = identify(dos, LINE, TEMPERATURES)
-    [told] = [r for r in default.reasons if "within 0.05 of it lies" in r]
+    [told] = [r for r in default.reasons if "within 0.05 of it is" in r]
     above = float(told.split("long-range order of ")[1].split(",")[0])
     order = long_range_order(dos.occupations, LATTICE, CHECKER)
     assert (default.mask("CuAu") == (order > above)).all()

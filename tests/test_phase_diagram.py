@@ -141,7 +141,7 @@ def test_maxima_far_from_equal_grand_potentials_are_left_out():
     dos = exact("order")
     phases = identify(dos, LINE, [300])
     phases = replace(phases, labels=(phases.order[:, 0] > 0.3).astype(int))
-    diagram = phase_diagram(dos, phases, LINE, np.arange(200, 801, 50))
+    diagram = phase_diagram(dos, phases, LINE, np.arange(300, 801, 100))
     assert all(b.kind == "first-order" for b in diagram.boundaries)
     assert all("no maximum of the heat capacity there" in text for text in diagram.undetermined)
     assert len(diagram.undetermined) == 2

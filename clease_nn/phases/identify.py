@@ -145,10 +145,11 @@ def identify(
             if not hit.any():
                 reasons.append(f"{name} was never sampled: no state has long-range order of it")
                 continue
-            unsure = pooled[of & (np.abs(own - above) < _BAND)].sum() / pooled[hit].sum()
+            unsure = pooled[of & (np.abs(own - above) < _BAND)].sum()
+            share = unsure / max(pooled[hit].sum(), 1e-300)
             reasons.append(
-                f"states count as {name} above a long-range order of {above:.2f}, {why}; within "
-                f"{_BAND} of it lies {unsure:.1%} of the weight of the phase"
+                f"states count as {name} above a long-range order of {above:.2f}, {why}; the "
+                f"weight within {_BAND} of it is {share:.1%} of that of the phase"
             )
     kind_names = (DISORDERED, *structures)
     degeneracy = [1, *map(len, variants.values())]
