@@ -123,6 +123,9 @@ class DensityOfStates:
     >>> lattice = Lattice.square(3)
     >>> states = SemiGrandCanonical(ising_energy(lattice)).enumerate(lattice)
     >>> dos = DensityOfStates.exact(states)
+    >>> dos
+    DensityOfStates(512 states of Lattice(9 active sites of 9, species Cu/Au, 1 sublattices), \
+exact, absolute ln Z)
     >>> at = Conditions([30000.0], [[0.0, 0.1]])
     >>> bool(np.isclose(dos.log_z(at).value[0], states.log_z(at)[0]))
     True
@@ -178,6 +181,22 @@ class DensityOfStates:
 
     def __len__(self) -> int:
         return len(self.energy)
+
+    def __repr__(self) -> str:
+        kind = "exact" if self.is_exact else f"{self.replicas.shape[1]} replicas"
+        where = "" if self.sampled is None else f", {len(self.sampled)} sampled conditions"
+        z = "absolute" if self.absolute else "relative"
+        return f"DensityOfStates({len(self)} states of {self.lattice}{where}, {kind}, {z} ln Z)"
+
+    def __str__(self) -> str:
+        what = "exact" if self.is_exact else f"{self.replicas.shape[1]} replicas"
+        z = "absolute ln Z" if self.absolute else "ln Z up to a constant"
+        text = f"{len(self)} states of {', '.join(self.lattice.species)} on {self.lattice.n_sites} "
+        text += f"sites, {what}, {z}"
+        if self.sampled is not None and len(self.sampled):
+            t = self.sampled.temperature
+            text += f"; sampled at {len(self.sampled)} conditions, {t.min():g}-{t.max():g} K"
+        return text
 
     @property
     def is_exact(self) -> bool:
