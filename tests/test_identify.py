@@ -43,6 +43,13 @@ def test_a_symmetric_gap_is_cut_in_the_middle():
     assert phases.composition[0, 1] == pytest.approx(phases.composition[1, 0])
 
 
+def test_the_reasons_tell_where_a_gap_is_cut():
+    """The cut is told as a composition, with the states that neither phase gets."""
+    phases = identify(exact("gap"), LINE, [300, 600])
+    assert (phases.labels == -1).sum() == 12870  # 16 over 8
+    assert "cut at a site fraction of Au of 0.500; 12870 states at the cut" in str(phases)
+
+
 def test_samples_give_the_same_cut():
     """Draws of the ferromagnet are labelled as the exact states are, up to the valley."""
     dos = sampled("gap", [400, 500, 600], [-0.02, 0.0, 0.02], 400, 1)

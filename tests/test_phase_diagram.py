@@ -101,10 +101,18 @@ def test_a_miscibility_gap_is_one_line():
     diagram = phase_diagram(dos, identify(dos, LINE, temperatures), LINE, temperatures)
     [line] = diagram.boundaries
     assert line.kind == "first-order" and line.phases == ("Au-poor", "Au-rich")
+    assert "no two phases" not in str(diagram)
     assert np.abs(line.mu.value).max() < 1e-10
     assert (np.diff(line.composition.value[:, 0]) > 0).all()
     assert not diagram.points and not diagram.undetermined
     assert diagram.cost == Cost(energy_evaluations=65536)
+
+
+def test_a_diagram_without_boundary_says_so():
+    """One phase has no boundary; the text does not merely end."""
+    dos = exact("ideal")
+    diagram = phase_diagram(dos, identify(dos, LINE, [300, 600]), LINE, [300, 600])
+    assert not diagram.boundaries and "no two phases coexist" in str(diagram)
 
 
 def test_a_dome_is_symmetric():

@@ -272,13 +272,14 @@ class PhaseDiagram:
             raise ValueError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
+        found = [
+            *map(str, self.boundaries),
+            *map(str, self.points),
+            *(f"not determined: {text}" for text in self.undetermined),
+        ]
+        none = "no boundary: no two phases coexist at the temperatures that were looked at"
         return "\n".join(
-            [
-                f"phases along {self.line.label}: {', '.join(self.phases)}",
-                *map(str, self.boundaries),
-                *map(str, self.points),
-                *(f"not determined: {text}" for text in self.undetermined),
-            ]
+            [f"phases along {self.line.label}: {', '.join(self.phases)}", *(found or [none])]
         )
 
 

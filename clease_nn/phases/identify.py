@@ -366,7 +366,6 @@ def _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons):
     labels = np.full(len(dos), UNDECIDED, dtype=np.int64)
     names: list[str] = []
     kind_of: list[int] = []
-    sites = dos.lattice.n_sites
     for k, kind in enumerate(kind_names):
         if not len(rows[k]) and k == 0:
             continue
@@ -377,11 +376,21 @@ def _split_by_composition(dos, line, temperatures, kinds, kind_names, reasons):
             kind_of.append(k)
             names.append(_part_name(line.species, kind, j, len(edges) - 1))
         reasons += [
-            f"{kind} has a miscibility gap up to about {t:g} K: cut at amount {c:g} of the line "
-            f"({c / sites:.3f} a site)"
+            f"{kind} has a miscibility gap up to about {t:g} K, {_where_cut(dos, line, amount, c)}"
             for c, t in cuts[k].items()
         ]
     return labels, names, kind_of
+
+
+def _where_cut(dos, line, amount, cut: float) -> str:
+    """In words, with the states that belong to neither side."""
+    at = np.abs(amount - cut) < 1e-6
+    text = f"cut at amount {cut:g} of the line"
+    if dos.lattice.n_species == 2:  # one composition to an amount
+        known, first = np.unique(amount, return_index=True)
+        text = f"cut at a site fraction of {line.species} of "
+        text += f"{np.interp(cut, known, line.composition(dos)[first]):.3f}"
+    return f"{text}; {at.sum()} states at the cut are in neither phase" if at.any() else text
 
 
 def _part_name(species: str, kind: str, part: int, parts: int) -> str:

@@ -313,7 +313,8 @@ class CanonicalAverages:
         if not self.absolute:
             raise NotDeterminedError(
                 f"{what} is not determined: these data know ln Z up to a constant only (chains "
-                "without a reference); hand over ln Z at one sampled condition, or weighted draws"
+                "without a reference); hand density_of_states ln Z of a sampled condition as "
+                "known=, or weighted draws beside the chains"
             )
 
     def _shares(self, composition) -> np.ndarray:
