@@ -54,6 +54,16 @@ def test_exact_states_determine_everything(system):
     assert dos.cost == Cost(energy_evaluations=len(states.energy))
 
 
+def test_a_density_of_states_is_printed_in_a_line(system):
+    """Number of states and sites, and whether ln Z is absolute: no arrays."""
+    _, states, dos, at = system
+    assert f"({len(states.energy)} states of " in str(dos)
+    assert "exact, absolute ln Z" in str(dos) and "sampled" not in str(dos)
+    sampled = str(replace(dos, absolute=False, sampled=at))
+    assert f"{len(at)} sampled conditions" in sampled and "relative ln Z" in sampled
+    assert len(sampled) < 200 and "\n" not in sampled
+
+
 def test_parts_add_up(system):
     """The partition functions of all compositions add up to the whole."""
     _, _, dos, at = system

@@ -188,16 +188,6 @@ exact, absolute ln Z)
         z = "absolute" if self.absolute else "relative"
         return f"DensityOfStates({len(self)} states of {self.lattice}{where}, {kind}, {z} ln Z)"
 
-    def __str__(self) -> str:
-        what = "exact" if self.is_exact else f"{self.replicas.shape[1]} replicas"
-        z = "absolute ln Z" if self.absolute else "ln Z up to a constant"
-        text = f"{len(self)} states of {', '.join(self.lattice.species)} on {self.lattice.n_sites} "
-        text += f"sites, {what}, {z}"
-        if self.sampled is not None and len(self.sampled):
-            t = self.sampled.temperature
-            text += f"; sampled at {len(self.sampled)} conditions, {t.min():g}-{t.max():g} K"
-        return text
-
     @property
     def is_exact(self) -> bool:
         """Whether there are no statistical errors."""
