@@ -219,6 +219,24 @@ def test_unweighted_draws_agree_with_pymbar():
     np.testing.assert_allclose(overlap(c), mbar.compute_overlap()["matrix"], atol=1e-6)
 
 
+def test_ratios_are_solved_from_any_start():
+    """The likelihood is convex: a start that is off by ten leads to the same ln Z."""
+    pool = Pool.of(independent(100, 0))
+    model, _ = states_of(pool)
+    near = model.ratios(start(pool))
+    off = np.random.default_rng(0).normal(scale=10.0, size=len(near))
+    far = model.ratios(near + off)
+    np.testing.assert_allclose(far - far[0], near - near[0], atol=1e-8)
+
+
+def test_known_references_are_where_the_solution_starts():
+    """ln Z that are known need no path of conditions between them."""
+    pool = Pool.of(independent(50, 0))
+    value = np.arange(len(pool.sets), dtype=float)
+    known = np.arange(len(value)), value, np.ones(len(value))
+    np.testing.assert_array_equal(start(pool, known), value)
+
+
 def test_chains_and_weighted_draws_agree_and_combine():
     """Independent draws beside weighted ones: absolute, unbiased, with right errors."""
     reference = exact(ALL)

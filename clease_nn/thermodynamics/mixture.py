@@ -121,9 +121,10 @@ def density_of_states(
     measured = np.array([s.log_z for s in sets])
     precision = np.array([0.0 if np.isnan(s.log_z) else s.precision for s in sets])
 
-    f = model.ratios(start(pool))
+    found = None if known is None else _match(at, *known)
+    f = model.ratios(start(pool, found))
     shared = model.shared(f, model.effective) * np.outer(model.effective, model.effective)
-    anchors, absolute = _anchors(at, shared, precision, known)
+    anchors, absolute = _anchors(at, shared, precision, found)
     f = _smooth(f, shared, measured, precision)
     apart, apart_error = disagreement(model, sets, state, f)
     rng = np.random.default_rng(seed)
@@ -229,9 +230,12 @@ def _summed(weight: np.ndarray, factors: np.ndarray, state: np.ndarray) -> np.nd
 
 
 # ------------------------------------------------------------------ ln Z
-def start(pool: Pool) -> np.ndarray:
-    """ln Z of weighted draws; of chains by the trapezoidal rule from the nearest one known."""
+def start(pool: Pool, known=None) -> np.ndarray:
+    """ln Z of weighted draws and those known; else by the trapezoidal rule from the nearest."""
     f = np.array([s.log_z for s in pool.sets])
+    if known is not None:
+        index, value, _ = known
+        f[index] = np.where(np.isnan(f[index]), value, f[index])
     beta, mu = pool.conditions.beta[:, None], pool.conditions.mu
     point = torch.cat([-beta, beta * mu], 1).cpu().numpy()
     values = np.concatenate([pool.energy[:, None], pool.counts], 1)
@@ -261,9 +265,7 @@ def _anchors(at, shared, precision, known):
 
     An anchor is a group of conditions, those of them that are known, their ln Z and errors.
     """
-    index, value, error = np.empty(0, dtype=int), np.empty(0), np.empty(0)
-    if known is not None:
-        index, value, error = _match(at, *known)
+    index, value, error = (np.empty(0, int), np.empty(0), np.empty(0)) if known is None else known
     joined = connected(shared, _LINK)
     anchors, free = [], []
     for group in joined:
@@ -361,7 +363,13 @@ def _joint(model, f, measured, precision, weights, resampled):
         replicas, ratio, solved = model.replicas(g, c, trust * precision, weights, resampled)
         if solved.mean() > 0.9:
             return g, c, replicas[:, solved], ratio, solved, trust
+    if (precision > 0).any():
+        raise NotDeterminedError(
+            "ln Z from the mean weights contradict the overlap of the samples; check that log_prob "
+            "is that of the draws, or draw more"
+        )
     raise NotDeterminedError(
-        "ln Z from the mean weights contradict the overlap of the samples; check that log_prob is "
-        "that of the draws, or draw more"
+        f"the ratios of Z of {len(f)} conditions could not be solved from the overlap of their "
+        "chains, which is too small somewhere; hand over ln Z of all of them as `known`, run "
+        "longer, or sample at conditions in between"
     )

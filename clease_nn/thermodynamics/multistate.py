@@ -34,6 +34,8 @@ __all__ = ["MultistateLikelihood"]
 
 _CHUNK = 2048
 _MOST_STEPS = 30
+_LONGEST = 10.0  # Newton step of ln Z; a longer one comes from what is hardly determined
+_FIXED_POINT_STEPS = 20
 _LOWEST_RATIO = 0.02  # of mixtures of a replica and the solution; replicas stop before it
 _NEGLIGIBLE = -32.0  # logarithm of a density, relative to the mixture, that is left out
 
@@ -120,15 +122,19 @@ class MultistateLikelihood:
             values, vectors = np.linalg.eigh(scale[:, None] * hessian * scale)
             inverse = np.where(values > 1e-9, 1.0 / np.maximum(values, 1e-9), 0.0)
             step = scale * (vectors @ (inverse * (vectors.T @ (scale * n * r))))
-            size, old = 1.0, objective
-            while True:
+            for size in 0.5 ** np.arange(5) * min(1.0, _LONGEST / max(np.abs(step).max(), 1e-300)):
                 trial = f + size * step
                 r_new, new = self.residual(trial, n)
                 new += n @ trial
-                if new <= old + 1e-12 * abs(old) or size < 1e-4:
+                if new <= objective + 1e-12 * abs(objective):
+                    f, r, objective = trial, r_new, new
                     break
-                size /= 2
-            f, r, objective = trial, r_new, new
+            else:
+                # too far for Newton's steps: the fixed-point iteration goes down from anywhere
+                for _ in range(_FIXED_POINT_STEPS):
+                    f = f + np.log(np.maximum(1.0 + r, 1e-30))
+                    r, objective = self.residual(f, n)
+                objective += n @ f
         return f
 
     def joint(
