@@ -1,6 +1,7 @@
 """Laws of the phase diagrams' figures: lines, bands, tie lines and names are the diagram's."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -69,6 +70,19 @@ def test_against_mu_there_is_one_line(ax):
     [line] = curves(ax)
     np.testing.assert_array_equal(line.get_xdata(), b.mu.value)
     assert ax.get_xlabel() == r"$\mu_\mathrm{Au}$ - $\mu_\mathrm{Cu}$ (eV)"
+
+
+def test_numbers_of_mu_do_not_touch(ax):
+    """Chemical potentials of few meV are written with room between them."""
+    b = gap()
+    narrow = replace(b, mu=estimate(-2e-3 + 0.03 * (b.mu.value - 0.01)))
+    plotting.phase_diagram(ax, diagram(narrow), against="mu")
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    ticks = ax.xaxis.get_major_ticks()
+    boxes = [t.label1.get_window_extent() for t in ticks if low <= t.get_loc() <= high]
+    assert len(boxes) > 2
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
 
 
 def bands(ax):

@@ -311,6 +311,18 @@ def test_cost_is_training_plus_sampling(ax):
     assert "0.1 meV" in ax.get_xlabel()
 
 
+def test_an_early_break_even_is_written_beside_its_mark(ax):
+    """In the corner of the axes the number stays within them, off the labels of the ticks."""
+    chains = Route("chains", Cost(seconds=9000.0), 100, 0.1)
+    table = cost_table([NEURAL, chains])
+    assert 1 < table["chains"].pays_conditions[0] < 2
+    plotting.cost(ax, table)
+    ax.figure.draw_without_rendering()
+    [text] = ax.texts
+    box, axes = text.get_window_extent(), ax.get_window_extent()
+    assert axes.x0 < box.x0 and box.x1 < axes.x1 and axes.y0 < box.y0 and box.y1 < axes.y1
+
+
 def test_break_even_is_marked_where_the_table_has_it(ax):
     """Lines cross at the table's number of conditions, which is written."""
     table = cost_table([NEURAL, CHAINS])

@@ -76,9 +76,11 @@ def cost(ax: Axes, table: CostTable, *, quantity: str = "seconds") -> Axes:
         height = lines[first][0] + at * lines[first][1]
         circle = {"color": "black", "marker": "o", "ms": 9, "mfc": "none", "ls": "", "zorder": 5}
         ax.plot(at, height, label=None if k else "break-even", **circle)
-        # upright, so that neighbours do not touch
-        style = {"rotation": 90, "ha": "center", "va": "top", "fontsize": "small", "bbox": box}
-        ax.annotate(f"{at:.3g}", (at, height), (0, -9), textcoords="offset points", **style)
+        style = {"va": "top", "fontsize": "small", "bbox": box, "textcoords": "offset points"}
+        if at < 2:  # in the corner of the axes: beside the symbol, off their tick labels
+            ax.annotate(f"{at:.3g}", (at, height), (8, -2), ha="left", **style)
+        else:  # upright, so that neighbours do not touch
+            ax.annotate(f"{at:.3g}", (at, height), (0, -9), ha="center", rotation=90, **style)
     unit = f" {table.unit}" if table.unit else ""
     ax.set(
         xlabel=f"conditions served, each to {table.error:.2g}{unit}",

@@ -103,6 +103,7 @@ def phase_diagram(
         ax.set(xlabel=f"site fraction of {diagram.line.species}", xlim=(0, 1))
     else:
         ax.set_xlabel(mathematical(diagram.line.label))
+        ax.locator_params(axis="x", nbins=6)  # numbers with many digits would touch
     ax.set_ylabel("temperature (K)")
     seen = [b for b in diagram.boundaries if known(b).any()]
     if not seen and not diagram.points:
