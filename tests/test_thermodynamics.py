@@ -343,6 +343,12 @@ def test_energies_of_chains_must_be_finite(draws):
     assert np.isfinite(thermodynamics.mean(chains, chains.counts()).value).all()
 
 
+def test_averages_of_something_else_are_refused(draws):
+    """A density of states is asked itself, and the message says so."""
+    with pytest.raises(TypeError, match="got DensityOfStates.*averages.conditions"):
+        thermodynamics.averages(thermodynamics.density_of_states(draws))
+
+
 def test_too_few_samples_are_refused(draws):
     """Nine samples carry no error."""
     with pytest.raises(ValueError, match="only 9 samples at T = 900 K"):

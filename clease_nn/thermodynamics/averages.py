@@ -206,6 +206,8 @@ def averages(c: Configurations) -> Averages:
 
     Raises
     ------
+    TypeError
+        If ``c`` is something else.
     ValueError
         If rows are neither weighted nor chains or both, a site is unknown, a condition has fewer
         than 10 samples, or one sample carries more than 99 % of the weight.

@@ -92,9 +92,14 @@ def groups(c: Configurations, scored: bool = False) -> list[Group]:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As :func:`~clease_nn.thermodynamics.averages`.
     """
+    if not isinstance(c, Configurations):
+        raise TypeError(
+            f"averages are taken of Configurations, got {type(c).__name__}; a density of states "
+            "has averages(conditions) of its own"
+        )
     if not bool(c.known.all()):
         raise ValueError("configurations have unknown sites; complete them before averaging")
     if c.log_prob is not None and c.chain is not None:
