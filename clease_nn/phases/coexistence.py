@@ -26,10 +26,10 @@ from clease_nn.phases.line import ChemicalPotentialLine
 from clease_nn.phases.projection import Landscape, Projection
 from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import DensityOfStates
+from clease_nn.thermodynamics.density_of_states import FEWEST
 
 __all__ = ["Coexistence", "NoCoexistenceError", "coexistence", "find_coexistence"]
 
-_FEWEST = 50.0  # effective states either phase needs
 _SHALLOWEST = 0.9  # valley over peak
 _FEWEST_REPLICAS = 0.5  # that must have a point
 _NEWTON, _BACK = 30, 10  # steps at most
@@ -168,14 +168,14 @@ def find_coexistence(
         if not np.isfinite(near):
             raise ValueError(f"near must be a finite position along the line, got {near} eV")
         roots = [min(roots, key=lambda t: abs(t - near))]  # none else, however well sampled
-    enough = [t for t in roots if min(a.ess([t])[0], b.ess([t])[0]) >= _FEWEST]
+    enough = [t for t in roots if min(a.ess([t])[0], b.ess([t])[0]) >= FEWEST]
     if not enough:
         t = roots[0]
         poor = [(p.ess([t])[0], n) for p, n in zip((a, b), pair, strict=True)]
         ess, name = min(poor)
         raise NotDeterminedError(
             f"{words} seem to coexist near {t:.4g} eV along the line, but only {ess:.1f} "
-            f"effective states of {name} carry this point (need {_FEWEST:.0f}). Remedy: sample "
+            f"effective states of {name} carry this point (need {FEWEST:.0f}). Remedy: sample "
             f"there, in {name}"
         )
     if len(enough) > 1 and near is None:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from scipy.sparse import csr_array
 
-from clease_nn.thermodynamics.density_of_states import name
+from clease_nn.thermodynamics.groups import name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood
 from clease_nn.thermodynamics.pooling import SampleSet
 from clease_nn.warnings import ChainWarning, LostModeWarning, LowESSWarning

@@ -21,6 +21,8 @@ from clease_nn.lattice import Lattice
 from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics.canonical_averages import CanonicalAverages, label, spread
 from clease_nn.thermodynamics.density_of_states import (
+    DOUBTFUL,
+    FEWEST,
     DensityOfStates,
     require_density_of_states,
 )
@@ -28,8 +30,6 @@ from clease_nn.warnings import LowESSWarning
 
 __all__ = ["canonical"]
 
-_FEWEST = 50.0  # effective states below which nothing is said
-_DOUBTFUL = 200.0  # effective states below which a warning is given
 _CHUNK = 2**20  # weights held at a time
 
 
@@ -114,7 +114,7 @@ def canonical(dos: DensityOfStates, temperatures) -> CanonicalAverages:
         out = _project(dos, rows, kT)
         log_z[:, m], energy[:, m], variance[:, m], ess[:, m] = out[:4]
         deviations[:, :, m] = out[4]
-        poor = ess[:, m] < _FEWEST
+        poor = ess[:, m] < FEWEST
         if poor.any():
             log_z[poor, m] = energy[poor, m] = variance[poor, m] = nan
             reasons.append(f"{title}: {_too_few(t[poor], ess[poor, m])}")
@@ -176,12 +176,12 @@ def _project(dos: DensityOfStates, rows: np.ndarray, kT: np.ndarray):
 
 
 def _warn_of_few(temperatures, species, counts: np.ndarray, ess: np.ndarray) -> None:
-    few = (ess >= _FEWEST) & (ess < _DOUBTFUL)
+    few = (ess >= FEWEST) & (ess < DOUBTFUL)
     if not few.any():
         return
     k, m = np.unravel_index(np.argmin(np.where(few, ess, np.inf)), ess.shape)
     warnings.warn(
-        f"at {few.sum()} of {few.size} temperatures and compositions fewer than {_DOUBTFUL:.0f} "
+        f"at {few.sum()} of {few.size} temperatures and compositions fewer than {DOUBTFUL:.0f} "
         f"effective states know the free energy: errors there cannot be trusted; worst: "
         f"{label(species, counts[m])} at {temperatures[k]:g} K with {ess[k, m]:.0f}. Remedy: "
         "sample at chemical potentials that favour these compositions",
@@ -225,4 +225,4 @@ def _single_configuration(dos: DensityOfStates, row: int) -> bool:
 def _too_few(temperatures: np.ndarray, ess: np.ndarray) -> str:
     low, high = temperatures.min(), temperatures.max()
     where = f"at {low:g} K" if low == high else f"between {low:g} and {high:g} K"
-    return f"at most {ess.max():.0f} effective states {where} (need {_FEWEST:.0f})"
+    return f"at most {ess.max():.0f} effective states {where} (need {FEWEST:.0f})"

@@ -30,14 +30,14 @@ from clease_nn.errors import NotDeterminedError
 from clease_nn.lattice import Lattice
 from clease_nn.statistics import Estimate, pareto_k
 from clease_nn.thermodynamics.averages import Averages, ConditionAverages
-from clease_nn.thermodynamics.groups import stack
+from clease_nn.thermodynamics.groups import name, stack
 from clease_nn.thermodynamics.histograms import Histogram
 from clease_nn.warnings import LowESSWarning
 
-__all__ = ["DensityOfStates", "Moments"]
+__all__ = ["DOUBTFUL", "FEWEST", "DensityOfStates", "Moments"]
 
-_FEWEST = 50.0  # effective states below which nothing is said
-_DOUBTFUL = 200.0  # effective states below which a warning is given
+FEWEST = 50.0  # effective states below which nothing is said
+DOUBTFUL = 200.0  # effective states below which a warning is given
 _HIGHEST_K = 0.7
 _LARGE_SHARE = 0.01  # of the whole weight on one state, from which on a heavy tail matters
 _NEGLIGIBLE = 1e-13  # of the whole weight; rows below it are left out of sums
@@ -316,14 +316,14 @@ exact, absolute ln Z)
 
     def determined(self, conditions: Conditions) -> np.ndarray:
         """(conditions,) bool: enough effective states support a condition."""
-        return self.ess(conditions) >= _FEWEST
+        return self.ess(conditions) >= FEWEST
 
     def _require(self, ess: float, condition: Conditions) -> None:
-        if ess >= _FEWEST:
+        if ess >= FEWEST:
             return
         text = (
             f"{name(condition)}: {ess:.1f} effective of {len(self)} samples (need "
-            f"{_FEWEST:.0f}): the data do not overlap with this condition. "
+            f"{FEWEST:.0f}): the data do not overlap with this condition. "
         )
         if self.sampled is None or not len(self.sampled):
             raise NotDeterminedError(text + "Remedy: sample there")
@@ -442,7 +442,7 @@ exact, absolute ln Z)
         k_hat = nan
         if not self.is_exact:
             k_hat = _tail_shape(support.w)
-            if m.ess < _DOUBTFUL or (k_hat > _HIGHEST_K and support.w.max() > _LARGE_SHARE):
+            if m.ess < DOUBTFUL or (k_hat > _HIGHEST_K and support.w.max() > _LARGE_SHARE):
                 doubts.append((m.ess, f"{name(condition)}: {m.ess:.0f} effective, k {k_hat:.2f}"))
         ness = nan if self.is_exact else m.ess / n
         out = {
@@ -483,12 +483,6 @@ def require_density_of_states(dos) -> None:
             f"expected a DensityOfStates, got {type(dos).__name__}; combine configurations with "
             "thermodynamics.density_of_states(c) first"
         )
-
-
-def name(condition: Conditions) -> str:
-    """One condition in words."""
-    mu = ", ".join(f"{m:.4g}" for m in condition.mu[0].tolist())
-    return f"T = {condition.temperature[0].item():g} K, mu = ({mu}) eV"
 
 
 def _require_conditions(conditions: Conditions) -> None:

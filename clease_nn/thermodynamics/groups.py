@@ -24,7 +24,15 @@ from clease_nn.statistics import (
 )
 from clease_nn.warnings import LowESSWarning
 
-__all__ = ["Group", "autocorrelation_time", "groups", "rows_by_condition", "stack", "to_numpy"]
+__all__ = [
+    "Group",
+    "autocorrelation_time",
+    "groups",
+    "name",
+    "rows_by_condition",
+    "stack",
+    "to_numpy",
+]
 
 _FEWEST_SAMPLES = 10
 _FEWEST_EFFECTIVE = 200
@@ -45,8 +53,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        mu = ", ".join(f"{m:.4g}" for m in self.condition.mu[0].tolist())
-        return f"T = {self.condition.temperature[0].item():g} K, mu = ({mu}) eV"
+        return name(self.condition)
 
     def mean(self, v: np.ndarray) -> Estimate:
         """Average of (rows, ...) values."""
@@ -74,6 +81,12 @@ class Group:
                 value[a, b] = value[b, a] = e.value
                 error[a, b] = error[b, a] = e.error
         return Estimate(value, error)
+
+
+def name(condition: Conditions) -> str:
+    """One condition in words."""
+    mu = ", ".join(f"{m:.4g}" for m in condition.mu[0].tolist())
+    return f"T = {condition.temperature[0].item():g} K, mu = ({mu}) eV"
 
 
 def rows_by_condition(c: Configurations) -> Iterator[np.ndarray]:

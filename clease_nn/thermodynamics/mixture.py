@@ -17,7 +17,8 @@ from clease_nn.thermodynamics.agreement import (
     warn_of_chains,
     warn_of_disagreement,
 )
-from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
+from clease_nn.thermodynamics.density_of_states import DensityOfStates
+from clease_nn.thermodynamics.groups import name
 from clease_nn.thermodynamics.multistate import MultistateLikelihood, connected
 from clease_nn.thermodynamics.pooling import Pool
 from clease_nn.warnings import LowESSWarning

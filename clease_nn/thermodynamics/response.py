@@ -15,10 +15,9 @@ from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics.density_of_states import (
     DensityOfStates,
     Moments,
-    name,
     require_density_of_states,
 )
-from clease_nn.thermodynamics.groups import stack
+from clease_nn.thermodynamics.groups import name, stack
 
 __all__ = ["ThermodynamicFactor", "constant_composition_heat_capacity", "thermodynamic_factor"]
 

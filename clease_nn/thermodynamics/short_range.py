@@ -12,8 +12,8 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.lattice import Lattice
 from clease_nn.statistics import Estimate
-from clease_nn.thermodynamics.density_of_states import DensityOfStates, name
-from clease_nn.thermodynamics.groups import Group, groups, stack
+from clease_nn.thermodynamics.density_of_states import DensityOfStates
+from clease_nn.thermodynamics.groups import Group, groups, name, stack
 
 __all__ = ["ShortRangeOrder", "pair_densities", "short_range_order"]
 
