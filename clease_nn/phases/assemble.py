@@ -15,10 +15,10 @@ from clease_nn.errors import NotDeterminedError
 from clease_nn.phases.coexistence import crossings
 from clease_nn.phases.diagram import Boundary, PhaseDiagram, ThreePhasePoint
 from clease_nn.phases.labels import Phases
-from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.line import ChemicalPotentialLine, check_temperatures
 from clease_nn.phases.maxima import heat_capacity_maxima
 from clease_nn.phases.projection import Landscape
-from clease_nn.phases.trace import check_temperatures, follow, margin
+from clease_nn.phases.trace import follow, margin
 from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import DensityOfStates
 

@@ -8,7 +8,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from clease_nn.errors import NotDeterminedError
 
-__all__ = ["composition_axes", "hull_vertices", "lower_facets", "lowest_mixture"]
+__all__ = ["composition_axes", "hull_vertices", "lower_chain", "lower_facets", "lowest_mixture"]
 
 
 def composition_axes(counts: np.ndarray) -> np.ndarray:
@@ -65,3 +65,16 @@ def hull_vertices(counts: np.ndarray, height: np.ndarray, tolerance: float) -> n
         if height[k] >= rest - tolerance:
             kept = others
     return kept
+
+
+def lower_chain(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the lower convex hull, x ascending (Andrew's monotone chain)."""
+    chain: list[int] = []
+    for k in range(len(x)):
+        while len(chain) > 1:
+            i, j = chain[-2], chain[-1]
+            if (y[j] - y[i]) * (x[k] - x[i]) < (y[k] - y[i]) * (x[j] - x[i]) - 1e-12:
+                break
+            chain.pop()
+        chain.append(k)
+    return np.array(chain)

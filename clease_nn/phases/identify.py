@@ -27,8 +27,9 @@ from ase.units import kB
 
 from clease_nn.errors import NotDeterminedError
 from clease_nn.lattice import Lattice
+from clease_nn.phases.convex import lower_chain
 from clease_nn.phases.labels import UNDECIDED, Phases, mean_compositions
-from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.line import ChemicalPotentialLine, check_temperatures
 from clease_nn.phases.projection import Projection, by_amount
 from clease_nn.symmetry import structure_variants
 from clease_nn.thermodynamics import DensityOfStates
@@ -216,10 +217,7 @@ def _temperatures(dos: DensityOfStates, temperatures) -> np.ndarray:
         if dos.sampled is None:
             raise ValueError("say at which temperatures [K] to look: temperatures=[...]")
         temperatures = dos.sampled.temperature.cpu().numpy()
-    t = np.unique(np.atleast_1d(np.asarray(temperatures, dtype=float)))
-    if not len(t) or not (np.isfinite(t).all() and (t > 0).all()):
-        raise ValueError(f"temperatures must be positive and finite, got {temperatures}")
-    return t
+    return check_temperatures(temperatures)
 
 
 def _pooled_weights(dos: DensityOfStates, line, temperatures) -> np.ndarray:
@@ -261,7 +259,7 @@ def _ground_states(dos: DensityOfStates, line, temperature: float, reasons: list
     amount, first = np.unique(rounded[rows], return_index=True)
     lowest = rows[first]
     low, high = line.span(dos, temperature)
-    chain = _lower_hull(amount, energy[lowest])
+    chain = lower_chain(amount, energy[lowest])
     slopes = np.diff(energy[lowest][chain]) / np.diff(amount[chain])
     edges = np.concatenate([[-np.inf], slopes, [np.inf]])
     width = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
@@ -287,19 +285,6 @@ def _ground_states(dos: DensityOfStates, line, temperature: float, reasons: list
         found[name], variants[name] = x, structure_variants(dos.lattice, x)
     order = sorted(found, key=lambda name: line.direction[found[name]].sum())
     return {name: found[name] for name in order}
-
-
-def _lower_hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices of the lower convex hull, x ascending (Andrew's monotone chain)."""
-    chain: list[int] = []
-    for k in range(len(x)):
-        while len(chain) > 1:
-            i, j = chain[-2], chain[-1]
-            if (y[j] - y[i]) * (x[k] - x[i]) < (y[k] - y[i]) * (x[j] - x[i]) - 1e-12:
-                break
-            chain.pop()
-        chain.append(k)
-    return np.array(chain)
 
 
 def _formula(lattice: Lattice, x: np.ndarray, taken) -> str:
@@ -410,7 +395,7 @@ def _gaps(p: Projection) -> list[tuple[float, float, float, float]]:
     a, y = p.amount[known], p.log_weight[known]
     with np.errstate(over="ignore"):
         error = 1 / np.sqrt(p.ess_of_amounts[known])
-    chain = _lower_hull(a, -y)
+    chain = lower_chain(a, -y)
     out = []
     for i, j in pairwise(chain):
         if j - i < 2:

@@ -11,7 +11,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.lattice import Lattice
 from clease_nn.thermodynamics import DensityOfStates
 
-__all__ = ["ChemicalPotentialLine"]
+__all__ = ["ChemicalPotentialLine", "check_temperatures"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,3 +169,11 @@ class ChemicalPotentialLine:
     def from_dict(cls, data: dict) -> ChemicalPotentialLine:
         """Rebuild from :meth:`to_dict`."""
         return cls(data["species"], data["direction"], data["origin"], data["label"])
+
+
+def check_temperatures(temperatures) -> np.ndarray:
+    """Distinct temperatures [K], ascending."""
+    t = np.unique(np.atleast_1d(np.asarray(temperatures, dtype=float)))
+    if not len(t) or not (np.isfinite(t).all() and (t > 0).all()):
+        raise ValueError(f"temperatures must be positive and finite [K], got {temperatures}")
+    return t

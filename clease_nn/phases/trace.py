@@ -16,13 +16,13 @@ from clease_nn.phases.coexistence import (
 )
 from clease_nn.phases.diagram import Boundary
 from clease_nn.phases.labels import Phases
-from clease_nn.phases.line import ChemicalPotentialLine
+from clease_nn.phases.line import ChemicalPotentialLine, check_temperatures
 from clease_nn.phases.projection import Landscape
 from clease_nn.statistics import Estimate
 from clease_nn.thermodynamics import DensityOfStates
 from clease_nn.thermodynamics.groups import stack
 
-__all__ = ["Followed", "check_temperatures", "follow", "margin", "trace"]
+__all__ = ["Followed", "follow", "margin", "trace"]
 
 _REFINEMENTS = 5  # bisections of the step in which a line ends
 _EQUAL = 1e-6  # differences of ln Z that count as none
@@ -91,14 +91,6 @@ def trace(
     if isinstance(found.line, Exception):
         raise found.line
     return found.line
-
-
-def check_temperatures(temperatures) -> np.ndarray:
-    """Distinct temperatures [K], ascending."""
-    t = np.unique(np.atleast_1d(np.asarray(temperatures, dtype=float)))
-    if not len(t) or not (np.isfinite(t).all() and (t > 0).all()):
-        raise ValueError(f"temperatures must be positive and finite [K], got {temperatures}")
-    return t
 
 
 @dataclass(frozen=True, eq=False)
