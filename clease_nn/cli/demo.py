@@ -92,6 +92,9 @@ In your own CLEASE script change one line and add one:
     mc.free_energy(temp=600, chem_pot={{"c1_0": 0.03}})          # absolute, with an error bar
     mc.save("cuau.nn")                                         # later: SGCMonteCarlo(..., model="cuau.nn")
 
+All conditions at once, phase boundaries included: mc.density_of_states(80, temps, chem_pots); README shows the way
+from there to a phase diagram.
+
 The model of this run is {model}."""  # noqa: E501
 
 
