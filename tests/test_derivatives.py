@@ -14,7 +14,8 @@ from clease_nn.configurations import Configurations, species_counts
 from clease_nn.diagnostics import condition_scores, responses
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.models import AbstractOccupationModel, AnyOrderARM
-from clease_nn.models.abstract import conditionals, random_order
+from clease_nn.models.abstract import conditionals
+from clease_nn.models.orders import random_order
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.networks import LatticeConvolution
 from clease_nn.sampling import sample

@@ -12,7 +12,8 @@ from clease_nn.diagnostics import SymmetryCheck, symmetry_check
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
 from clease_nn.models import AnyOrderARM
-from clease_nn.models.abstract import AbstractOccupationModel, conditionals, random_order
+from clease_nn.models.abstract import AbstractOccupationModel, conditionals
+from clease_nn.models.orders import random_order
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.networks import LatticeConvolution
 from clease_nn.symmetry import site_permutations

@@ -4,13 +4,17 @@ from clease_nn.models.abstract import AbstractOccupationModel, Fields
 from clease_nn.models.any_order import AnyOrderARM
 from clease_nn.models.fixed_order import FixedOrderARM
 from clease_nn.models.marginalization import MarginalizationModel
+from clease_nn.models.orders import AbstractOrder, Coloured, OneByOne
 
 __all__ = [
     "AbstractOccupationModel",
+    "AbstractOrder",
     "AnyOrderARM",
+    "Coloured",
     "Fields",
     "FixedOrderARM",
     "MarginalizationModel",
+    "OneByOne",
     "model_from_config",
 ]
 

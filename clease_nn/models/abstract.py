@@ -18,7 +18,6 @@ __all__ = [
     "Fields",
     "check_any_order",
     "conditionals",
-    "random_order",
 ]
 
 Fields = Callable[[Configurations], Tensor]
@@ -47,13 +46,6 @@ def check_any_order(network: AbstractNetwork) -> None:
             f"{type(network).__name__} sees the sites before each in one order, here any sites may "
             "be known: use FixedOrderARM with it, or another network"
         )
-
-
-def random_order(known: Tensor, rng: torch.Generator) -> Tensor:
-    """A uniformly random order of the unknown sites, (batch, sites) int16, -1 where known."""
-    key = torch.rand(known.shape, generator=rng).to(known.device)
-    rank = key.masked_fill(known, 2.0).argsort(1).argsort(1)
-    return torch.where(known, -1, rank).to(torch.int16)
 
 
 class AbstractOccupationModel(nn.Module, ABC):

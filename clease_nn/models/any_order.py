@@ -13,8 +13,8 @@ from clease_nn.models.abstract import (
     AbstractOccupationModel,
     check_any_order,
     conditionals,
-    random_order,
 )
+from clease_nn.models.orders import AbstractOrder, OneByOne, order_from_config
 from clease_nn.networks import AbstractNetwork, network_from_config
 
 __all__ = ["AnyOrderARM"]
@@ -36,6 +36,8 @@ class AnyOrderARM(AbstractOccupationModel):
     network : AbstractNetwork
     gate : sequence of (sublattice, sublattice, distance), optional
         Pair shells that contain every interaction (``ClusterTables.interaction_shells``).
+    order : AbstractOrder, optional
+        Which sites share a pass. Default: none, one by one. Not with a gate, which has its own.
 
     Raises
     ------
@@ -60,6 +62,7 @@ class AnyOrderARM(AbstractOccupationModel):
         self,
         network: AbstractNetwork,
         gate: Sequence[tuple[int, int, float]] | None = None,
+        order: AbstractOrder | None = None,
     ):
         super().__init__()
         check_any_order(network)
@@ -68,6 +71,7 @@ class AnyOrderARM(AbstractOccupationModel):
                 "a gate needs the physical conditionals; make the network with needs_fields=True"
             )
         self.network = network
+        self.order = OneByOne() if order is None else order
         self.gate = None if gate is None else [(int(a), int(b), float(d)) for a, b, d in gate]
         self._linked: dict[str, Tensor] = {}
 
@@ -114,7 +118,7 @@ class AnyOrderARM(AbstractOccupationModel):
         """
         known = c.known
         if self.gate is None:
-            return random_order(known, rng)
+            return self.order.steps(known, c.lattice, rng)
         key = torch.rand(known.shape, generator=rng).to(known.device)
         key = key + self._last_together(c, key)
         rank = key.masked_fill(known, 3.0).argsort(1).argsort(1)
@@ -137,9 +141,15 @@ class AnyOrderARM(AbstractOccupationModel):
     def config(self) -> dict:
         """JSON-ready description."""
         gate = None if self.gate is None else [list(k) for k in self.gate]
-        return {"class": "AnyOrderARM", "network": self.network.config(), "gate": gate}
+        return {
+            "class": "AnyOrderARM",
+            "network": self.network.config(),
+            "gate": gate,
+            "order": self.order.config(),
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> AnyOrderARM:
         """Rebuild from :meth:`config` without ``class``."""
-        return cls(network_from_config(config["network"]), config["gate"])
+        order = order_from_config(config["order"]) if "order" in config else None
+        return cls(network_from_config(config["network"]), config["gate"], order)

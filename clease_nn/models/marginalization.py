@@ -14,8 +14,8 @@ from clease_nn.models.abstract import (
     Fields,
     check_any_order,
     conditionals,
-    random_order,
 )
+from clease_nn.models.orders import random_order
 from clease_nn.networks import AbstractNetwork, network_from_config
 
 __all__ = ["MarginalizationModel"]

@@ -57,6 +57,10 @@ class AbstractNetwork(nn.Module, ABC):
         """
         return n_sites * self.n_weights
 
+    def bytes_per_row(self, n_sites: int) -> int:
+        """Roughly how much memory the logits of one configuration need besides the weights."""
+        return 64 * n_sites * self.n_weights
+
     @property
     def n_weights(self) -> int:
         """Number of trainable weights."""

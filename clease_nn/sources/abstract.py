@@ -6,6 +6,9 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+import numpy as np
+
+from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.objectives import CompleteBatch, MaskedBatch
@@ -26,6 +29,18 @@ class AbstractSource(ABC):
 
         ``n_conditions`` conditions spread over the range, ``n_each`` rows at each, chain by
         chain, rows in time order.
+        """
+
+    def focus(self, conditions: Conditions, gap: np.ndarray) -> None:  # noqa: B027
+        """Learn where the model was measured to be bad; sources that cannot choose do nothing.
+
+        Parameters
+        ----------
+        conditions : Conditions
+            Where it was measured.
+        gap : ndarray, shape (conditions,)
+            KL gap there in nats. Rows of later batches are drawn in proportion to it, with a
+            floor.
         """
 
     @property

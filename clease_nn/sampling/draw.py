@@ -1,4 +1,4 @@
-"""Drawing from a trained model: every sample scored, so that everything can be corrected."""
+"""Independent draws with exact importance weights."""
 
 from __future__ import annotations
 

@@ -1,0 +1,8 @@
+"""Drawing from a trained model: every sample scored, so that everything can be corrected.
+
+:func:`sample` draws whole configurations, :func:`complete` the unknown sites of partial ones.
+"""
+
+from clease_nn.sampling.draw import complete, sample
+
+__all__ = ["complete", "sample"]
