@@ -533,10 +533,10 @@ def _warm_up(trainer: _Trainer) -> None:
     """Compile everything and burn the chains in before the clock starts; changes no weights."""
     for stage in trainer.stages:
         state = stage.source.state_dict() if trainer.resumed else None
-        batch = stage.source.batch(trainer.batch_size, trainer.model)
-        loss, _ = stage.objective(trainer.model, batch)
-        loss.backward()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        for batch in stage.source.warm_up(trainer.batch_size, trainer.model):
+            loss, _ = stage.objective(trainer.model, batch)
+            loss.backward()
+            trainer.optimizer.zero_grad(set_to_none=True)
         if state is not None:
             stage.source.load_state_dict(state)
 

@@ -23,6 +23,12 @@ class AbstractSource(ABC):
     def batch(self, size: int, model: AbstractOccupationModel) -> MaskedBatch | CompleteBatch:
         """The next batch of about ``size`` rows for the model that is being trained."""
 
+    def warm_up(
+        self, size: int, model: AbstractOccupationModel
+    ) -> Iterator[MaskedBatch | CompleteBatch]:
+        """Batches of every kind that will come: what is compiled and burnt in before training."""
+        yield self.batch(size, model)
+
     @abstractmethod
     def chain_configurations(self, n_conditions: int, n_each: int) -> Configurations | None:
         """Configurations independent of any model, for validation; None if there are none.
