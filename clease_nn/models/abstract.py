@@ -208,17 +208,18 @@ class AbstractOccupationModel(nn.Module, ABC):
             scale = used.sum(1) / passes.shape[1]
         for k in range(0, len(pairs), chunk):
             rows, at = pairs[k : k + chunk].T
-            log_q = self._log_q_of_truth(full, rows, steps[rows] < at[:, None], fields)
-            now = steps[rows] == at[:, None]
-            out = out.index_add(0, rows, torch.where(now, log_q, 0.0).sum(1) * scale[rows])
+            log_q = self._log_q_of_passes(full, rows, steps[rows], at, fields)
+            out = out.index_add(0, rows, log_q * scale[rows])
         return out
 
-    def _log_q_of_truth(self, full, rows: Tensor, known: Tensor, fields) -> Tensor:
-        """ln q of the species on every site of some rows given the known ones, (rows, sites)."""
+    def _log_q_of_passes(self, full, rows: Tensor, steps: Tensor, at: Tensor, fields) -> Tensor:
+        """ln q of what pass ``at`` of each of some rows draws given earlier passes, (rows,)."""
         c = replace(full, log_prob=None, energy=None, log_target=None, step=None)[rows]
         truth = c.occupations.long()[:, :, None]
+        known, now = steps < at[:, None], steps == at[:, None]
         c = replace(c, occupations=torch.where(known, c.occupations, UNKNOWN).to(torch.int8))
-        return self.log_conditionals(c, self._fields(c, fields)).gather(2, truth)[:, :, 0]
+        log_q = self.log_conditionals(c, self._fields(c, fields)).gather(2, truth)[:, :, 0]
+        return torch.where(now, log_q, 0.0).sum(1)
 
     def check_lattice(self, lattice: Lattice) -> None:
         """Raise ValueError if one of the networks cannot serve a lattice."""
