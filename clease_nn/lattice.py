@@ -179,6 +179,33 @@ class Lattice:
         out.set_chemical_symbols(symbols)
         return out
 
+    # ------------------------------------------------------------------ files
+    def to_dict(self) -> dict:
+        """JSON-ready description; :meth:`from_dict` rebuilds the lattice from it.
+
+        Examples
+        --------
+        >>> lattice = Lattice.square(3)
+        >>> Lattice.from_dict(lattice.to_dict()).fingerprint == lattice.fingerprint
+        True
+        """
+        return {
+            "numbers": self.template.numbers.tolist(),
+            "positions": self.template.positions.tolist(),
+            "cell": np.array(self.template.cell).tolist(),
+            "pbc": self.template.pbc.tolist(),
+            "site_indices": self.site_indices.tolist(),
+            "species": list(self.species),
+            "allowed": self.allowed.tolist(),
+            "sublattices": self.sublattices.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict) -> Lattice:
+        """Rebuild from :meth:`to_dict`."""
+        atoms = Atoms(d["numbers"], d["positions"], cell=d["cell"], pbc=d["pbc"])
+        return cls(atoms, d["site_indices"], d["species"], d["allowed"], d["sublattices"])
+
     # ------------------------------------------------------------------ geometry
     def _kinds(self) -> np.ndarray:
         """(atoms,) label that a symmetry must keep: sublattice, or minus background number."""
