@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-__all__ = ["PRECISIONS", "compute_policy", "resolve_precision"]
+__all__ = ["PRECISIONS", "available_memory", "compute_policy", "resolve_precision"]
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -84,3 +86,65 @@ def compute_policy(threads: int | None = None, precision: str = "float32") -> It
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def available_memory(device: str | torch.device = "cpu") -> int | None:
+    """Bytes that can still be allocated on a device; None where nobody tells.
+
+    Of the host: what the machine says is available, or less where the limit of a control group
+    (containers, queueing systems) is nearer.
+
+    Examples
+    --------
+    >>> free = available_memory()
+    >>> free is None or free > 0
+    True
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = [n for n in (_machine_memory(), _group_memory()) if n is not None]
+    return min(known, default=None)
+
+
+def _machine_memory(path: Path = Path("/proc/meminfo")) -> int | None:
+    """What the kernel says is available; without a kernel that tells, all that is built in."""
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _group_memory(
+    groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """What the control groups of this process leave, of both versions; None without a limit."""
+    found = []
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names, cache = mount, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, cache = mount / "memory", "total_inactive_file"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = top / path.lstrip("/")
+        for level in (folder, *folder.parents):
+            if level != top and top not in level.parents:
+                break
+            with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or not mounted
+                limit, used = (int((level / name).read_text()) for name in names)
+                stat = dict(row.split() for row in (level / "memory.stat").read_text().splitlines())
+                found.append(max(limit - used + int(stat[cache]), 0))
+    return min(found, default=None)

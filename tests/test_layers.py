@@ -21,6 +21,7 @@ FLOORS = [
         "cost",
         "compute",
         "compiled",
+        "executors",
         "files",
     ],
     ["configurations", "schedules"],

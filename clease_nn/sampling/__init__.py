@@ -3,6 +3,6 @@
 :func:`sample` draws whole configurations, :func:`complete` the unknown sites of partial ones.
 """
 
-from clease_nn.sampling.draw import complete, sample
+from clease_nn.sampling.draw import DrawError, complete, sample
 
-__all__ = ["complete", "sample"]
+__all__ = ["DrawError", "complete", "sample"]

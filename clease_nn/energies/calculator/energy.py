@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from clease_nn.energies.atomic_numbers import atomic_numbers, complete_occupations
 from clease_nn.energies.calculator.cache import Cache, CacheError
-from clease_nn.energies.calculator.executors import Batch, check_executor
 from clease_nn.energies.calculator.failures import CalculatorError, ExecutorError, Failure, listing
 from clease_nn.energies.calculator.fingerprints import (
     describe_calculator,
@@ -28,6 +27,7 @@ from clease_nn.energies.calculator.fingerprints import (
 )
 from clease_nn.energies.calculator.relaxation import Relaxation
 from clease_nn.energies.calculator.task import Outcome, Task
+from clease_nn.executors import Batch, check_executor
 from clease_nn.lattice import Lattice
 from clease_nn.symmetry import canonical_occupations, site_permutations
 from clease_nn.warnings import CalculatorWarning
@@ -179,7 +179,12 @@ class CalculatorEnergy:
 
     @executor.setter
     def executor(self, executor) -> None:
-        check_executor(executor, self.calculator, self.relax)
+        check_executor(
+            executor,
+            self.calculator,
+            self.relax,
+            remedy="pass a function of a module, without arguments, that returns a new calculator",
+        )
         self._executor = executor
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Many structures over any executor, results as they come."""
+"""Many pieces of work over any executor, results as they come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["Batch", "check_executor"]
 
-_CHUNK = 64  # structures handed at once to an executor that has only map
+_CHUNK = 64  # items handed at once to an executor that has only map
 
 
 class Batch:
@@ -129,8 +129,16 @@ class Batch:
             self.stop()
 
 
-def check_executor(executor, *payload) -> None:
+def check_executor(executor, *payload, remedy: str) -> None:
     """Refuse an executor that cannot work, before the work starts.
+
+    Parameters
+    ----------
+    executor : object or None
+    *payload
+        What is sent to every worker.
+    remedy : str
+        What to do about a part that cannot be sent, in words.
 
     Raises
     ------
@@ -159,8 +167,7 @@ def check_executor(executor, *payload) -> None:
             name = getattr(part, "__qualname__", type(part).__name__)
             raise TypeError(
                 f"{name} cannot be sent to the processes of {type(executor).__name__} "
-                f"({type(error).__name__}: {error}); pass a function of a module, without "
-                "arguments, that returns a new calculator"
+                f"({type(error).__name__}: {error}); {remedy}"
             ) from error
 
 
