@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 __all__ = ["UNKNOWN", "Lattice"]
 
@@ -214,10 +218,11 @@ class Lattice:
         return kinds
 
     @cached_property
-    def translations(self) -> np.ndarray:
-        """Lattice translations as permutations of active sites, shape (translations, sites).
+    def _translation_powers(self) -> list[np.ndarray]:
+        """Factors of the translation group, each (powers, sites), the identity first.
 
-        ``occupations[:, translations[k]]`` is a translated configuration. The identity is first.
+        Every translation is one row of each factor, composed, in one way. Only a few are ever
+        matched with the atoms: the group is closed from those by composition.
         """
         from scipy.spatial import cKDTree
 
@@ -233,7 +238,6 @@ class Lattice:
         shift = np.where(atoms.pbc, fractional - np.round(fractional), fractional)
         vectors = shift @ cell
         fixed = ~np.asarray(atoms.pbc)
-        vectors = vectors[(np.abs(shift[:, fixed]) < 1e-6).all(1)]
         # wrap with a margin so that no site sits on the seam, then match in a padded KD-tree
         lengths = np.linalg.norm(cell, axis=1)
         margin = 0.1 / lengths
@@ -248,17 +252,69 @@ class Lattice:
         low = np.where(fixed, base.min(0) - 1.0, 0.0)
         tree = cKDTree((base - low) % np.where(fixed, np.inf, 1.0), boxsize=box)
         tolerance = _TOLERANCE * 10 / lengths.min()
+
+        def matched(which, v):
+            d, j = tree.query((wrapped(positions[which] + v) - low) % np.where(fixed, np.inf, 1.0))
+            return j if d.max() < tolerance and (kinds[j] == kinds[which]).all() else None
+
+        everyone, few = np.arange(len(atoms)), np.arange(0, len(atoms), len(atoms) // 16 + 1)
+        first = candidates[0]
+        factors = [everyone[None]]
+        orbit = np.array([first])  # where the translations found so far take the first candidate
+        tried = np.zeros(len(atoms), dtype=bool)
+        tried[orbit] = True
+        for candidate, v in zip(candidates, vectors, strict=True):
+            if tried[candidate] or (np.abs(v @ inverse)[fixed] > 1e-6).any():
+                continue
+            if matched(few, v) is None:
+                step = None
+            else:
+                step = matched(everyone, v)
+                if step is not None and len(np.unique(step)) != len(step):
+                    step = None
+            if step is None:
+                tried[candidate] = True
+                continue
+            inside = np.zeros(len(atoms), dtype=bool)
+            inside[orbit] = True
+            powers = [everyone]
+            while not inside[(power := step[powers[-1]])[first]]:
+                powers.append(power)
+            powers = np.array(powers)
+            orbit = powers[:, orbit].ravel()
+            tried[orbit] = True
+            factors.append(powers)
         position_of = np.full(len(atoms), -1)
         position_of[self.site_indices] = np.arange(self.n_sites)
-        found = []
-        for v in vectors:
-            moved = wrapped(positions + v)
-            d, j = tree.query((moved - low) % np.where(fixed, np.inf, 1.0))
-            if d.max() < tolerance and (kinds[j] == kinds).all() and len(set(j)) == len(j):
-                found.append(position_of[j[self.site_indices]])
-        out = np.unique(np.array(found), axis=0)
-        identity = (out == np.arange(self.n_sites)).all(1)
-        return np.concatenate([out[identity], out[~identity]])
+        return [position_of[f[:, self.site_indices]] for f in factors]
+
+    @cached_property
+    def translations(self) -> np.ndarray:
+        """Lattice translations as permutations of active sites, shape (translations, sites).
+
+        ``occupations[:, translations[k]]`` is a translated configuration. The identity is first.
+        On large lattices this is a large array; see :meth:`random_translations`.
+        """
+        out = np.arange(self.n_sites)[None]
+        for powers in self._translation_powers:
+            out = powers[:, out].reshape(-1, self.n_sites)
+        return out[np.argsort(out[:, 0], kind="stable")]
+
+    def random_translations(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """``n`` lattice translations drawn evenly, with repetition, shape (n, sites), int64.
+
+        As rows of :attr:`translations`, without the table of all of them.
+
+        Examples
+        --------
+        >>> Lattice.square(3).random_translations(2, np.random.default_rng(0)).shape
+        (2, 9)
+        """
+        out = np.broadcast_to(np.arange(self.n_sites), (n, self.n_sites))
+        for powers in self._translation_powers:
+            chosen = powers[rng.integers(len(powers), size=n)]
+            out = np.take_along_axis(chosen, out, axis=1)
+        return np.array(out)
 
     def pair_shells(self, n_shells: int) -> list[tuple[int, int, float]]:
         """Keys of the nearest pair shells: (sublattice, sublattice of the neighbour, distance).
@@ -287,25 +343,42 @@ class Lattice:
         keys = set(zip(sub[i[keep]].tolist(), sub[j[keep]].tolist(), d[keep].tolist(), strict=True))
         return sorted(keys, key=lambda k: (k[2], k[0], k[1]))
 
-    def relation_matrices(self, keys: Sequence[tuple[int, int, float]]) -> np.ndarray:
-        """Number of neighbours of each kind, shape (len(keys), sites, sites), float32.
+    def relation_lists(self, keys: Sequence[tuple[int, int, float]]) -> csr_array:
+        """Number of neighbours of each kind, sparse, shape (len(keys) * sites, sites), int64.
 
-        Entry ``[s, i, j]`` counts the periodic images of site ``j`` that are neighbours of site
-        ``i`` in shell ``keys[s]``; more than one in cells smaller than the interaction.
+        Entry ``[s * sites + i, j]`` counts the periodic images of site ``j`` that are neighbours
+        of site ``i`` in shell ``keys[s]``; more than one in cells smaller than the interaction.
+        Memory grows with the number of neighbours, not with the square of the number of sites.
+
+        Examples
+        --------
+        >>> lattice = Lattice.square(64)
+        >>> lattice.relation_lists(lattice.pair_shells(2)).sum(1).tolist() == [4] * 8192
+        True
         """
-        out = np.zeros((len(keys), self.n_sites, self.n_sites), dtype=np.float32)
+        from scipy.sparse import csr_array
+
+        n = self.n_sites
+        shape = (len(keys) * n, n)
         if not keys:
-            return out
+            return csr_array(shape, dtype=np.int64)
         limit = max(k[2] for k in keys) + 10 * _TOLERANCE
         i, j, d = neighbor_list("ijd", self._sites_as_atoms(), limit)
+        rows, columns = [], []
         for s, (a, b, distance) in enumerate(keys):
-            hit = (
-                (self.sublattices[i] == a)
-                & (self.sublattices[j] == b)
-                & (np.abs(d - distance) < 3 * _TOLERANCE)
-            )
-            np.add.at(out[s], (i[hit], j[hit]), 1.0)
+            hit = np.flatnonzero(np.abs(d - distance) < 3 * _TOLERANCE)
+            hit = hit[(self.sublattices[i[hit]] == a) & (self.sublattices[j[hit]] == b)]
+            rows.append(s * n + i[hit])
+            columns.append(j[hit])
+        rows, columns = np.concatenate(rows), np.concatenate(columns)
+        out = csr_array((np.ones(len(rows), dtype=np.int64), (rows, columns)), shape=shape)
+        out.sum_duplicates()
         return out
+
+    def relation_matrices(self, keys: Sequence[tuple[int, int, float]]) -> np.ndarray:
+        """:meth:`relation_lists` as full matrices, shape (len(keys), sites, sites), float32."""
+        out = self.relation_lists(keys).toarray().astype(np.float32)
+        return out.reshape(len(keys), self.n_sites, self.n_sites)
 
     def _sites_as_atoms(self) -> Atoms:
         atoms = self.template

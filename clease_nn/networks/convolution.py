@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, eye_array, vstack
 from torch import Tensor, nn
 
 from clease_nn.conditions import ConditionRange
@@ -79,10 +80,10 @@ class LatticeConvolution(AbstractNetwork):
                 f"{n_shells}"
             )
         shells = lattice.pair_shells(n_shells)
-        counts = lattice.relation_matrices(shells)
+        degrees = lattice.relation_lists(shells).sum(1).reshape(len(shells), -1)
         self._setup(
             shells,
-            counts.sum(2).max(1).astype(int).tolist(),
+            degrees.max(1, initial=0).tolist(),
             lattice.species,
             len(np.unique(lattice.sublattices)),
             box,
@@ -132,21 +133,20 @@ class LatticeConvolution(AbstractNetwork):
                     f"the network was made for species {self.species}, the lattice has "
                     f"{lattice.species}"
                 )
-            counts = lattice.relation_matrices(self.shells)
-            if not counts.any():
+            counts = lattice.relation_lists(self.shells)
+            if not counts.nnz:
                 raise ValueError(
                     "no neighbours at the distances the network was made for "
                     f"({[s[2] for s in self.shells]} angstrom); the lattice has another parent"
                 )
-            degree = np.maximum(np.array(self.degrees), 1)[:, None, None]
-            share = torch.tensor((counts / degree).reshape(-1, lattice.n_sites), device=device)
-            share = share.to(torch.float32)
-            itself = np.eye(lattice.n_sites, dtype=counts.dtype)[None]
+            itself = eye_array(lattice.n_sites, dtype=counts.dtype)
+            neighbours = Neighbours(csr_array(vstack([itself, counts])))
+            degree = torch.tensor(self.degrees, device=device).clamp(min=1).to(torch.float32)
             sublattice = None
             if self.n_sublattices > 1:
                 onehot = np.eye(self.n_sublattices, dtype=np.float32)[lattice.sublattices]
                 sublattice = torch.tensor(onehot, device=device)
-            self._geometry[key] = (Neighbours(np.concatenate([itself, counts])), share, sublattice)
+            self._geometry[key] = (neighbours, degree, sublattice)
         return self._geometry[key]
 
     def check_lattice(self, lattice: Lattice) -> None:
@@ -181,7 +181,8 @@ class LatticeConvolution(AbstractNetwork):
 
     def _trunk(self, c, fields, blocks):
         """Hidden state after some blocks, FiLM of all blocks, flat weights, neighbour lists."""
-        neighbours, share, sublattice = self._relations(c.lattice)
+        neighbours, degree, sublattice = self._relations(c.lattice)
+        share = neighbours.of_flags(c.known)[:, :, 1:] / degree
         n, b, width = c.lattice.n_sites, len(c), self.channels
         g = self.film(global_features(c, self.box)).float()
         g = g.view(b, self.blocks + 1, 2, 1, width)
@@ -189,7 +190,7 @@ class LatticeConvolution(AbstractNetwork):
         weights = (self.weights * self.shell_scale).view(self.blocks, -1, width)
         for k in range(blocks):
             u = _film(h, g[:, k])
-            z = neighbours(u).view(n * b, weights.shape[1])
+            z = neighbours(u).reshape(n * b, weights.shape[1])
             pooled = (u.mean(1) @ self.pooled[k])[:, None]
             h = h + pooled + (z @ weights[k]).view(b, n, width)
         return h, g, weights, neighbours

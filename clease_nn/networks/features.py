@@ -104,21 +104,17 @@ def site_features(
     ----------
     fields : Tensor (batch, sites, species) or None
         In units of kT; squashed here.
-    share : Tensor, shape (shells * sites, sites)
-        Normalised relation matrices: the share of known neighbours is one product with them.
+    share : Tensor, shape (batch, sites, shells)
+        Share of the neighbours in each shell that are known.
     sublattice : Tensor, shape (sites, sublattices), or None
         One-hot sublattice of each site, where there are several.
     """
     occ = c.occupations
-    batch, sites = occ.shape
     species = torch.arange(c.lattice.n_species, device=occ.device)
     onehot = (occ[:, :, None] == species).to(torch.float32)
-    known = onehot.sum(-1)
-    columns = [onehot, known[:, :, None]]
-    shells = len(share) // sites
-    columns.append((known @ share.T).view(batch, shells, sites).transpose(1, 2))
+    columns = [onehot, onehot.sum(-1, keepdim=True), share]
     if sublattice is not None:
-        columns.append(sublattice[None].expand(batch, -1, -1))
+        columns.append(sublattice[None].expand(len(c), -1, -1))
     if fields is not None:
         columns += [torch.tanh(fields / 2), torch.asinh(fields / 2) / 3]
     return torch.cat(columns, -1)

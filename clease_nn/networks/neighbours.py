@@ -2,7 +2,8 @@
 
 ``out[b, i, s] = sum_j A_s[i, j] u[b, j]``: on a CPU a compiled gather that keeps one configuration
 in the first-level cache (a matrix product with the mostly empty ``A_s`` costs 5-20 times the
-arithmetic), elsewhere a matrix product. Under bfloat16 autocast the sums are formed in float32
+arithmetic), elsewhere a matrix product, with a sparse ``A_s`` where the full one would be large.
+Under bfloat16 autocast the sums are formed in float32
 and handed on in bfloat16, which halves their memory and feeds the faster matrix products.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from clease_nn.compiled import njit
@@ -18,6 +20,8 @@ from clease_nn.networks import vectors
 __all__ = ["Neighbours"]
 
 _LANES = np.uint64(vectors.LANES)
+_DENSE = 2**24  # entries of the matrix up to which devices other than a CPU use the full one
+_FLAGS = 64  # rows of flags summed side by side
 
 
 @njit
@@ -88,8 +92,8 @@ class Neighbours:
 
     Parameters
     ----------
-    counts : ndarray, shape (shells, sites, sites)
-        How often site j is a neighbour of site i in each shell (``Lattice.relation_matrices``).
+    counts : array_like, shape (shells, sites, sites), or csr_array, shape (shells * sites, sites)
+        How often site j is a neighbour of site i in each shell (``Lattice.relation_lists``).
 
     Examples
     --------
@@ -98,28 +102,72 @@ class Neighbours:
     tensor([6., 5., 3.])
     """
 
-    def __init__(self, counts: np.ndarray):
-        counts = np.asarray(counts).astype(np.int64)
-        self.n_shells, self.n_sites, _ = counts.shape
-        rows = counts.transpose(1, 0, 2).reshape(-1, self.n_sites)
-        self._lists = {True: _lists(rows), False: _lists(np.ascontiguousarray(rows.T))}
+    def __init__(self, counts):
+        if not isinstance(counts, csr_array):
+            counts = np.asarray(counts)
+            counts = csr_array(counts.reshape(-1, counts.shape[-1]))
+        self.n_sites = counts.shape[1]
+        self.n_shells = counts.shape[0] // self.n_sites
+        by_site = np.arange(counts.shape[0]).reshape(self.n_shells, self.n_sites).T.ravel()
+        self._rows = counts.astype(np.int64)[by_site]
+        self._lists = {True: _lists(self._rows), False: _lists(csr_array(self._rows.T))}
         self._scaled: dict[tuple[bool, int], np.ndarray] = {}
-        self._dense = torch.as_tensor(rows.astype(np.float32))
+        self._matrices: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, u: Tensor) -> Tensor:
         """Sums over neighbours of ``u`` (batch, sites, channels): (batch, sites, shells, channels).
 
-        Differentiable; on a CPU float32, or bfloat16 under bfloat16 autocast. Channels that are
-        no multiple of 16 take the matrix product.
+        Differentiable; on a CPU float32, or bfloat16 under bfloat16 autocast.
         """
-        if u.device.type == "cpu" and u.shape[2] % vectors.LANES == 0:
+        if u.device.type == "cpu":
             half = torch.is_autocast_enabled("cpu")
+            channels = u.shape[2]
+            u = torch.nn.functional.pad(u, (0, -channels % vectors.LANES))
             out = _NeighbourSum.apply(u, self, half)
-            return out.view(len(u), self.n_sites, self.n_shells, u.shape[2])
-        if self._dense.device != u.device:
-            self._dense = self._dense.to(u.device)
-        out = torch.matmul(self._dense.to(u.dtype), u)
-        return out.view(len(u), self.n_sites, self.n_shells, u.shape[2])
+            return out.view(len(u), self.n_sites, self.n_shells, u.shape[2])[..., :channels]
+        matrix = self._matrix(u.device, u.dtype)
+        if matrix.layout == torch.strided:
+            out = torch.matmul(matrix, u)
+        else:
+            columns = u.transpose(0, 1).reshape(self.n_sites, -1)
+            out = (matrix @ columns).view(-1, len(u), u.shape[2]).transpose(0, 1)
+        return out.reshape(len(u), self.n_sites, self.n_shells, u.shape[2])
+
+    def of_flags(self, flags: Tensor) -> Tensor:
+        """How many neighbours carry a flag, (batch, sites, shells) float32; not differentiable.
+
+        Parameters
+        ----------
+        flags : Tensor, shape (batch, sites)
+            0 or 1, of any type.
+
+        Examples
+        --------
+        >>> ring = Neighbours(np.array([[[0, 1, 1], [1, 0, 1], [1, 1, 0]]]))
+        >>> ring.of_flags(torch.tensor([[True, True, False]]))[0, :, 0]
+        tensor([1., 1., 2.])
+        """
+        batch, sites = flags.shape
+        width = _FLAGS if batch > vectors.LANES else vectors.LANES
+        u = torch.nn.functional.pad(flags.to(torch.float32), (0, 0, 0, -batch % width))
+        u = u.view(-1, width, sites).transpose(1, 2)
+        with torch.no_grad(), torch.autocast(flags.device.type, enabled=False):
+            out = self(u).view(-1, sites, self.n_shells, width)
+        return out.permute(0, 3, 1, 2).reshape(-1, sites, self.n_shells)[:batch]
+
+    def _matrix(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The map as one matrix (sites * shells, sites), compressed where it is large."""
+        key = (device, dtype)
+        if key not in self._matrices:
+            rows = self._rows
+            if rows.shape[0] * rows.shape[1] <= _DENSE:
+                matrix = torch.as_tensor(rows.toarray(), dtype=dtype)
+            else:
+                parts = (torch.as_tensor(x).to(torch.int64) for x in (rows.indptr, rows.indices))
+                values = torch.as_tensor(rows.data, dtype=dtype)
+                matrix = torch.sparse_csr_tensor(*parts, values, size=rows.shape)
+            self._matrices[key] = matrix.to(device)
+        return self._matrices[key]
 
     def at(self, u: Tensor, site: Tensor) -> Tensor:
         """The sums at one site of each row, (batch, shells, channels); not differentiable."""
@@ -147,8 +195,10 @@ class Neighbours:
         return pointer, self._scaled[forward, channels]
 
 
-def _lists(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compressed lists of the column indices of each row, repeated by their count."""
-    pointer = np.concatenate([[0], np.cumsum(rows.sum(1))]).astype(np.uint64)
-    i, j = rows.nonzero()
-    return pointer, np.repeat(j, rows[i, j]).astype(np.uint64)
+def _lists(rows: csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Compressed lists of the column indices of each row, ascending, repeated by their count."""
+    rows.sort_indices()
+    total = np.concatenate([[0], np.cumsum(rows.data)])
+    return total[rows.indptr].astype(np.uint64), np.repeat(rows.indices, rows.data).astype(
+        np.uint64
+    )

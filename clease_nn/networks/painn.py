@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -204,7 +205,7 @@ class PaiNN(AbstractNetwork):
             every = (origin == n).nonzero()[:, 0]
             for piece in self._pieces(len(every), len(order)):
                 rows = every[piece]
-                moved = geometry.shift[site[rows]]
+                moved = geometry.shift[site[rows]].long()
                 occ = c.occupations[rows].gather(1, moved)
                 own = None
                 if fields is not None:
@@ -411,7 +412,7 @@ class _Geometry:
         One site of each set that the translations join.
     origin : Tensor, shape (sites,)
         Which of them a site can be moved to.
-    shift : Tensor, shape (sites, sites)
+    shift : Tensor, shape (sites, sites), int32
         ``occupations[shift[i]]`` is the configuration with site i moved to its origin.
     """
 
@@ -431,16 +432,33 @@ class _Geometry:
                   for g in groups]  # fmt: skip
         self.steps = [_Step(None, blocks)]
         self.order, self.inverse = self._index(order), self._index(np.argsort(order))
-        translations = lattice.translations
-        origin, shift = np.full(self._n, -1), np.zeros((self._n, self._n))
-        self.origins = []
+        self._lattice = lattice
+        self._cones: dict[int, tuple] = {}
+
+    @cached_property
+    def _moves(self) -> tuple[list[int], Tensor, Tensor]:
+        """``origins``, ``origin`` and ``shift``."""
+        translations = self._lattice.translations
+        origin, shift = np.full(self._n, -1), np.zeros((self._n, self._n), dtype=np.int32)
+        origins = []
         for site in range(self._n):
             if origin[site] < 0:
                 images = translations[:, site]
-                origin[images], shift[images] = len(self.origins), translations
-                self.origins.append(site)
-        self.origin, self.shift = self._index(origin), self._index(shift)
-        self._cones: dict[int, tuple] = {}
+                origin[images], shift[images] = len(origins), translations
+                origins.append(site)
+        return origins, self._index(origin), torch.as_tensor(shift, device=self._device)
+
+    @property
+    def origins(self) -> list[int]:
+        return self._moves[0]
+
+    @property
+    def origin(self) -> Tensor:
+        return self._moves[1]
+
+    @property
+    def shift(self) -> Tensor:
+        return self._moves[2]
 
     def cone(self, site: int, layers: int) -> tuple[Tensor, list[_Step]]:
         """Sites that one site hears through all layers, and the step of each layer.
