@@ -265,11 +265,13 @@ class ClusterTables:
         if len(site_to_cell) != self.n_sites or len(set(counts.tolist())) != 1:
             raise ValueError("site_to_cell must give every site of the small cell as many copies")
         copies = int(counts[0])
-        return ClusterTables.from_terms(
-            len(counts),
-            self.functions,
-            ((c / copies, [(int(site_to_cell[s]), f) for s, f in e]) for c, e in self.terms()),
-            self.constant / copies,
+        size = np.diff(self.pointer)
+        present = np.arange(size.max(initial=0)) < size[:, None]
+        rows = np.full(present.shape, -1, dtype=np.int64)
+        site, function = np.divmod(self.variables, max(self.n_functions, 1))
+        rows[present] = site_to_cell[site] * self.n_functions + function
+        return ClusterTables.from_arrays(
+            len(counts), self.functions, self.coefficients / copies, rows, self.constant / copies
         )
 
     def check_lattice(self, lattice: Lattice) -> None:
