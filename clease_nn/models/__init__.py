@@ -5,6 +5,7 @@ from clease_nn.models.any_order import AnyOrderARM
 from clease_nn.models.fixed_order import FixedOrderARM
 from clease_nn.models.marginalization import MarginalizationModel
 from clease_nn.models.orders import AbstractOrder, Coloured, OneByOne
+from clease_nn.models.windowed import WindowedModel
 
 __all__ = [
     "AbstractOccupationModel",
@@ -15,10 +16,13 @@ __all__ = [
     "FixedOrderARM",
     "MarginalizationModel",
     "OneByOne",
+    "WindowedModel",
     "model_from_config",
 ]
 
-_CLASSES = {c.__name__: c for c in (AnyOrderARM, FixedOrderARM, MarginalizationModel)}
+_CLASSES = {
+    c.__name__: c for c in (AnyOrderARM, FixedOrderARM, MarginalizationModel, WindowedModel)
+}
 
 
 def model_from_config(config: dict) -> AbstractOccupationModel:
