@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PRECISIONS", "available_memory", "compute_policy", "resolve_precision"]
+__all__ = [
+    "PRECISIONS",
+    "available_memory",
+    "compute_policy",
+    "resolve_device",
+    "resolve_precision",
+]
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -30,8 +36,44 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
-def resolve_precision(precision: str) -> str:
-    """``"auto"`` becomes bfloat16 on CPUs with instructions for it, float32 elsewhere.
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of this process: ``"cuda"`` is the GPU that a launcher's LOCAL_RANK names, or 0.
+
+    Raises
+    ------
+    ValueError
+        If it is neither the CPU nor a CUDA device, or not there.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; give 'cpu', 'cuda' or 'cuda:0'") from error
+    if found.type == "cpu":
+        return found
+    if found.type != "cuda":
+        raise ValueError(f"models are trained on 'cpu' or 'cuda', got device {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU: install "
+            "a CUDA build of torch and check nvidia-smi, or train on 'cpu'"
+        )
+    n = torch.cuda.device_count()
+    index = int(os.environ.get("LOCAL_RANK", "0")) if found.index is None else found.index
+    if index >= n:
+        raise ValueError(
+            f"GPU {index} was asked for, this machine has {n} (0 to {n - 1}); start no more "
+            "processes than it has GPUs"
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_precision(precision: str, device: str | torch.device = "cpu") -> str:
+    """``"auto"`` becomes bfloat16 on devices with instructions for it, float32 elsewhere.
 
     The choice depends on the machine alone, never on a timing, so that runs stay reproducible.
     Only matrix products and neighbour sums use bfloat16; the residual stream and the physical
@@ -51,16 +93,20 @@ def resolve_precision(precision: str) -> str:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision != "auto":
         return precision
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return "bfloat16" if fast else "float32"
 
 
 @contextlib.contextmanager
-def compute_policy(threads: int | None = None, precision: str = "float32") -> Iterator[None]:
+def compute_policy(
+    threads: int | None = None, precision: str = "float32", device: str | torch.device = "cpu"
+) -> Iterator[None]:
     """Run a block with ``threads`` torch threads (None: as they are) and a precision.
 
-    Freed memory is kept for reuse from then on.
+    The precision holds on the CPU and on ``device``. Freed memory is kept for reuse from then on.
 
     Raises
     ------
@@ -79,10 +125,14 @@ def compute_policy(threads: int | None = None, precision: str = "float32") -> It
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
-    half = resolve_precision(precision) == "bfloat16"
+    half = resolve_precision(precision, device) == "bfloat16"
     try:
-        # no cache: it would keep the weights of the first training step for the whole block
-        with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
+        with contextlib.ExitStack() as stack:
+            for kind in {"cpu", torch.device(device).type}:
+                # no cache: it would keep the weights of the first training step for the whole block
+                stack.enter_context(
+                    torch.autocast(kind, torch.bfloat16, enabled=half, cache_enabled=False)
+                )
             yield
     finally:
         torch.set_num_threads(before)

@@ -64,10 +64,10 @@ def test_two_steps_of_any_recipe_give_an_exact_partition_function(name, system, 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_is_made_again_by_its_seed(name, tmp_path, monkeypatch):
     """Interrupted and resumed with the recipe made anew, a run is bitwise uninterrupted."""
-    from clease_nn import training
+    from clease_nn.training.trainer import Trainer
 
     whole = run(name, ising(), 4)
-    step = training._Trainer.step
+    step = Trainer.step
 
     def interrupted(self, progress):
         if self.step_count == 2:
@@ -75,7 +75,7 @@ def test_a_recipe_is_made_again_by_its_seed(name, tmp_path, monkeypatch):
         return step(self, progress)
 
     with monkeypatch.context() as m, pytest.warns(TrainingWarning, match="interrupted after 2"):
-        m.setattr(training._Trainer, "step", interrupted)
+        m.setattr(Trainer, "step", interrupted)
         run(name, ising(), 4, checkpoint=tmp_path / "c")
     resumed = run(name, ising(), 4, checkpoint=tmp_path / "c")
     for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from training_toys import ising, model
 
-from clease_nn import training
 from clease_nn.diagnostics import kl_gap
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import ModelFileError, read_state
@@ -16,6 +15,7 @@ from clease_nn.sampling import sample
 from clease_nn.schedules import Annealing, FixedGrid, RandomWalk
 from clease_nn.sources import GeneratedSource, ParallelTemperingSource, ReplaySource
 from clease_nn.training import Stage, fit
+from clease_nn.training.trainer import Trainer
 from clease_nn.warnings import TrainingWarning
 
 
@@ -69,7 +69,7 @@ WAYS = {
 @pytest.fixture
 def short_average(monkeypatch):
     """Weights averaged over about ten steps: the usual hundred are more than these runs have."""
-    monkeypatch.setattr(training, "_EMA", 0.9)
+    monkeypatch.setattr("clease_nn.training.trainer._EMA", 0.9)
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
@@ -147,7 +147,7 @@ def uninterrupted():
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch, uninterrupted, kind, at):
     """Interrupted in any stage, or between two, a run ends at the bitwise same weights."""
     system, whole = ising(), uninterrupted[kind]
-    step = training._Trainer.step
+    step = Trainer.step
 
     def interrupted(self, progress):
         if self.step_count == at:
@@ -155,7 +155,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch, uninter
         return step(self, progress)
 
     with monkeypatch.context() as m:
-        m.setattr(training._Trainer, "step", interrupted)
+        m.setattr(Trainer, "step", interrupted)
         with pytest.warns(TrainingWarning, match=f"interrupted after {at} steps"):
             run(system, several(system), 16, kind, checkpoint=tmp_path / "c")
     resumed = run(system, several(system), 16, kind, checkpoint=tmp_path / "c")
@@ -174,7 +174,7 @@ def test_an_interrupt_before_the_first_step_resumes_exactly(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.warns(TrainingWarning, match="after 0 steps"):
-        m.setattr(training._Trainer, "step", interrupted)
+        m.setattr(Trainer, "step", interrupted)
         run(system, several(system), 4, checkpoint=tmp_path / "c")
     resumed = run(system, several(system), 4, checkpoint=tmp_path / "c")
     for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

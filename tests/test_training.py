@@ -136,10 +136,10 @@ def test_steps_fix_the_result_bitwise():
 
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
     """Ctrl-C at step 10 and resuming ends at the bitwise same weights as one run of 20 steps."""
-    from clease_nn import training
+    from clease_nn.training.trainer import Trainer
 
     whole = quick_fit(binary(), 20, seed=1)
-    step = training._Trainer.step
+    step = Trainer.step
 
     def interrupted(self, progress):
         if self.step_count == 10:
@@ -148,7 +148,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
 
     path = tmp_path / "run.ckpt"
     with monkeypatch.context() as m:
-        m.setattr(training._Trainer, "step", interrupted)
+        m.setattr(Trainer, "step", interrupted)
         with pytest.warns(TrainingWarning, match="interrupted after 10 steps"):
             part = quick_fit(binary(), 20, seed=1, checkpoint=path)
     assert part.metadata["steps"] == 10 and part.metadata["stopped_by"] == "interrupt"

@@ -1,0 +1,101 @@
+"""Looks at a model in training: NESS and KL gap at a few conditions, and where to train more."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from clease_nn.conditions import ConditionRange, Conditions
+from clease_nn.configurations import Configurations
+from clease_nn.diagnostics import validate
+from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.lattice import Lattice
+from clease_nn.models import AbstractOccupationModel, AnyOrderARM
+from clease_nn.models.orders import Coloured, OneByOne
+
+__all__ = ["CONDITIONS", "distinct", "focus_map", "look", "spread"]
+
+CONDITIONS = 16
+"""Conditions of a look."""
+
+_DRAWS = 16
+_SURE_DRAWS = 128  # before a run is ended by what a look has seen
+_ONE_BY_ONE = 128  # sites up to which a look draws one by one
+_NOISE = 0.5  # of the logarithm of a gap that was measured by _DRAWS draws
+
+
+def spread(box: ConditionRange, n: int, skip: int = 0) -> Conditions:
+    """``n`` conditions that cover the box evenly; with ``skip``, those that follow so many."""
+    sobol = torch.quasirandom.SobolEngine(1 + box.n_axes, scramble=False)
+    return box.at(sobol.draw(skip + n + 1)[skip + 1 :].numpy())
+
+
+def distinct(c: Configurations) -> Conditions:
+    """Distinct conditions in the order of first appearance."""
+    keys = torch.cat([c.conditions.temperature[:, None], c.conditions.mu], 1).numpy()
+    _, first = np.unique(keys, axis=0, return_index=True)
+    return c.conditions[torch.as_tensor(np.sort(first))]
+
+
+def quick(model: AbstractOccupationModel, lattice: Lattice) -> AbstractOccupationModel:
+    """The same network on the CPU, drawing sites of a large lattice in few passes.
+
+    NESS reads somewhat lower so, never higher.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
+    plain = type(model) is AnyOrderARM and model.gate is None and model.order == OneByOne()
+    if plain and lattice.n_sites > _ONE_BY_ONE:
+        model = AnyOrderARM(model.network, order=Coloured())
+    return model.eval()
+
+
+def look(
+    model: AbstractOccupationModel,
+    ensemble: SemiGrandCanonical,
+    lattice: Lattice,
+    box: ConditionRange,
+    before: int,
+    target_ness: float | None,
+    rng: torch.Generator,
+) -> dict:
+    """NESS and KL gap of a few draws at 16 conditions, JSON-ready: a look, not a result.
+
+    Parameters
+    ----------
+    before : int
+        Looks taken before; each has other conditions, and together they cover the range finely.
+    target_ness : float, optional
+        A mean NESS that reaches it is measured again with more draws.
+    """
+    model = quick(model, lattice)
+    where = spread(box, CONDITIONS, CONDITIONS * before)
+    report = validate(model, ensemble, None, where, _DRAWS, rng, lattice=lattice)
+    if target_ness is not None and report.ness.mean() >= target_ness:
+        report = validate(model, ensemble, None, where, _SURE_DRAWS, rng, lattice=lattice)
+    return {
+        "temperature": where.temperature.tolist(),
+        "mu": where.mu.tolist(),
+        "gap": report.reverse_kl.tolist(),
+        "ness": report.ness.tolist(),
+    }
+
+
+def focus_map(looks: list[dict]) -> tuple[Conditions, np.ndarray]:
+    """Where the model was bad, from all looks: conditions, and KL gaps in nats.
+
+    Gaps of earlier looks are brought to the mean of the last one, since the model has improved;
+    all are drawn towards their geometric mean by the share of their spread that 16 draws make.
+    """
+    level = np.mean(looks[-1]["gap"])
+    relative = [np.array(entry["gap"]) / max(np.mean(entry["gap"]), 1e-12) for entry in looks]
+    log_gap = np.log(np.maximum(np.concatenate(relative), 1e-2))
+    spread_of = log_gap.var()
+    shrink = max(0.0, 1.0 - _NOISE**2 / spread_of) if spread_of > 0 else 0.0
+    mean = log_gap.mean()
+    gap = level * np.exp(mean + shrink * (log_gap - mean))
+    temperature = np.concatenate([entry["temperature"] for entry in looks])
+    mu = np.concatenate([entry["mu"] for entry in looks])
+    return Conditions(temperature, mu), gap
