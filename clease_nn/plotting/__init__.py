@@ -6,6 +6,7 @@ error, bands two; what is not determined (NaN) is left out.
 """
 
 from clease_nn.plotting.comparisons import comparison
+from clease_nn.plotting.configurations import pick_samples, sampled_configurations
 from clease_nn.plotting.costs import cost
 from clease_nn.plotting.curves import (
     correlation,
@@ -39,6 +40,8 @@ __all__ = [
     "isotherms",
     "ness_map",
     "phase_diagram",
+    "pick_samples",
+    "sampled_configurations",
     "short_range_order",
     "structures",
     "symmetry",

@@ -18,8 +18,8 @@ from clease_nn.plotting.style import BLUE, chemical, clean
 __all__ = ["hull", "structures"]
 
 # dark and light in turn, so that neighbours differ in grey
-_SPECIES = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
-_BACKGROUND = "#D0D0D0"
+SPECIES_COLOURS = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
+BACKGROUND = "#D0D0D0"
 
 
 def hull(ax: Axes, found: Hull, *, species: str, space_groups: bool = True) -> Axes:
@@ -142,7 +142,7 @@ def structures(
         raise ValueError(f"{len(images)} configurations need as many axes, got {len(axes)}")
     if len(titles) not in (0, len(images)):
         raise ValueError(f"{len(images)} configurations need as many titles, got {len(titles)}")
-    colours = {s: _SPECIES[k % len(_SPECIES)] for k, s in enumerate(species)}
+    colours = {s: SPECIES_COLOURS[k % len(SPECIES_COLOURS)] for k, s in enumerate(species)}
     for k, atoms in enumerate(images):
         symbols = atoms.get_chemical_symbols()
         shown = np.ones(len(atoms), bool) if active is None else active
@@ -152,7 +152,7 @@ def structures(
             axes[k],
             rotation=("" if flat else "-82x,14y,2z") if rotation is None else rotation,
             radii=_radius(atoms) * np.where(shown, 1.0, 0.5),
-            colors=[colours[s] if a else _BACKGROUND for s, a in zip(symbols, shown, strict=True)],
+            colors=[colours[s] if a else BACKGROUND for s, a in zip(symbols, shown, strict=True)],
             show_unit_cell=2 if cell else 0,
         )
         if titles:
@@ -162,7 +162,7 @@ def structures(
     ball = {"ls": "", "marker": "o", "ms": 8, "mec": "black"}
     handles = [Line2D([], [], color=c, label=s, **ball) for s, c in colours.items()]
     if active is not None and not active.all():
-        handles.append(Line2D([], [], color=_BACKGROUND, label="background", **{**ball, "ms": 5}))
+        handles.append(Line2D([], [], color=BACKGROUND, label="background", **{**ball, "ms": 5}))
     last = axes[len(images) - 1]
     last.legend(
         handles=handles,

@@ -1,4 +1,4 @@
-"""What a worker needs as bare numbers and text: lattices, energies and models without classes.
+"""What a worker needs as bare numbers and text: energies and models without classes.
 
 Arguments of another process are pickled. A pickled class is bound to the version that wrote it;
 dictionaries of arrays are not, and the version that reads them rebuilds its own classes.
@@ -11,53 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.energies.tables import ClusterTables
-from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel, model_from_config
 
 __all__ = [
     "energy_from_plain",
-    "lattice_from_plain",
     "model_from_plain",
     "plain_energy",
-    "plain_lattice",
     "plain_model",
 ]
 
 _TABLES = ("functions", "pointer", "variables", "coefficients")
-
-
-def plain_lattice(lattice: Lattice) -> dict[str, Any]:
-    """A lattice as JSON-ready lists; :func:`lattice_from_plain` rebuilds it.
-
-    Examples
-    --------
-    >>> lattice = Lattice.square(3)
-    >>> lattice_from_plain(plain_lattice(lattice)).fingerprint == lattice.fingerprint
-    True
-    """
-    atoms = lattice.template
-    return {
-        "numbers": atoms.numbers.tolist(),
-        "positions": atoms.positions.tolist(),
-        "cell": np.array(atoms.cell).tolist(),
-        "pbc": atoms.pbc.tolist(),
-        "sites": lattice.site_indices.tolist(),
-        "species": list(lattice.species),
-        "allowed": lattice.allowed.astype(int).tolist(),
-        "sublattices": lattice.sublattices.tolist(),
-    }
-
-
-def lattice_from_plain(state: Mapping[str, Any]) -> Lattice:
-    """The inverse of :func:`plain_lattice`."""
-    atoms = Atoms(
-        state["numbers"], positions=state["positions"], cell=state["cell"], pbc=state["pbc"]
-    )
-    return Lattice(atoms, state["sites"], state["species"], state["allowed"], state["sublattices"])
 
 
 def plain_energy(energy) -> Any:

@@ -15,13 +15,12 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.executors import Batch, check_executor
+from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampling.plain import (
     energy_from_plain,
-    lattice_from_plain,
     model_from_plain,
     plain_energy,
-    plain_lattice,
     plain_model,
 )
 
@@ -76,7 +75,7 @@ class ChunkedDraw:
         payload = {
             "token": uuid.uuid4().hex,
             "model": plain_model(model),
-            "lattice": plain_lattice(chunks[0].lattice),
+            "lattice": chunks[0].lattice.to_dict(),
             "energy": energy,
             "threads": int(threads),
             "precision": resolve_precision(precision),
@@ -149,7 +148,7 @@ def _rebuilt(payload: Mapping[str, Any]) -> tuple:
         fields = None
         if energy is not None:
             fields = SemiGrandCanonical(energy_from_plain(energy)).fields
-        found = lattice_from_plain(payload["lattice"]), model_from_plain(payload["model"]), fields
+        found = Lattice.from_dict(payload["lattice"]), model_from_plain(payload["model"]), fields
         _LAST.clear()
         _LAST[payload["token"]] = found
     return found
