@@ -112,6 +112,16 @@ class Configurations:
         return Cost.from_provenance(self.provenance)
 
     @property
+    def given(self) -> Tensor:
+        """(batch, sites) int8: what the rows were drawn around, ``UNKNOWN`` on drawn sites.
+
+        Nothing where there is no ``step``.
+        """
+        if self.step is None:
+            return torch.full_like(self.occupations, UNKNOWN)
+        return torch.where(self.step < 0, self.occupations, UNKNOWN).to(torch.int8)
+
+    @property
     def same_given(self) -> bool:
         """Whether all rows were drawn around the same given sites, with the same species there.
 
@@ -119,8 +129,26 @@ class Configurations:
         """
         if self.step is None or not len(self):
             return True
-        given = torch.where(self.step < 0, self.occupations, UNKNOWN)
+        given = self.given
         return bool((given == given[0]).all())
+
+    def by_given(self) -> list[Configurations]:
+        """Rows drawn around the same given sites, apart from others, in order of appearance.
+
+        Each part is one restricted ensemble, which :mod:`clease_nn.thermodynamics` can read.
+
+        Examples
+        --------
+        >>> at = Conditions([300.0] * 3, [[0.0, 0.0]] * 3)
+        >>> step = torch.tensor([[-1, 0]] * 3)
+        >>> c = Configurations(Lattice.square(1, 2), at, [[0, 1], [1, 1], [0, 0]], step)
+        >>> [part.occupations.tolist() for part in c.by_given()]
+        [[[0, 1], [0, 0]], [[1, 1]]]
+        """
+        if not len(self):
+            return []
+        _, label = torch.unique(self.given, dim=0, return_inverse=True)
+        return [self[label == k] for k in dict.fromkeys(label.tolist())]
 
     def counts(self) -> Tensor:
         """(batch, species) float64: how many active sites carry each species."""

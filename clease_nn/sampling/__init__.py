@@ -1,8 +1,10 @@
 """Drawing from a trained model: every sample scored, so that everything can be corrected.
 
-:func:`sample` draws whole configurations, :func:`complete` the unknown sites of partial ones.
+:func:`sample` draws whole configurations, :func:`complete` the unknown sites of partial ones,
+which :func:`held` makes.
 """
 
 from clease_nn.sampling.draw import DrawError, complete, sample
+from clease_nn.sampling.held import complete_with_numbers, held
 
-__all__ = ["DrawError", "complete", "sample"]
+__all__ = ["DrawError", "complete", "complete_with_numbers", "held", "sample"]

@@ -12,6 +12,7 @@ from clease_nn.thermodynamics.averages import (
 from clease_nn.thermodynamics.canonical import canonical
 from clease_nn.thermodynamics.canonical_averages import CanonicalAverages, ChemicalPotentialCurve
 from clease_nn.thermodynamics.compare import Comparison, Difference, compare
+from clease_nn.thermodynamics.constrained import log_probability
 from clease_nn.thermodynamics.correlations import Correlations, correlations
 from clease_nn.thermodynamics.density_of_states import DensityOfStates, Moments
 from clease_nn.thermodynamics.histograms import (
@@ -75,6 +76,7 @@ __all__ = [
     "histogram",
     "hysteresis",
     "integrate_grand_potential",
+    "log_probability",
     "log_z",
     "long_range_order",
     "mean",

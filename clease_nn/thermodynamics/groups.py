@@ -224,7 +224,7 @@ def _check_given_sites(c: Configurations, g: Group) -> None:
     if not c[torch.as_tensor(g.rows, device=c.occupations.device)].same_given:
         raise ValueError(
             f"rows at {g.name} were completed from different given sites; average every set of "
-            "given sites separately, or unweighted as chains"
+            "given sites separately (Configurations.by_given), or unweighted as chains"
         )
 
 

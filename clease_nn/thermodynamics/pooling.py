@@ -12,6 +12,7 @@ import torch
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.cost import Cost, merge_provenance
+from clease_nn.lattice import UNKNOWN
 from clease_nn.statistics import log_mean_exp
 from clease_nn.thermodynamics.groups import Group, autocorrelation_time, groups, to_numpy
 from clease_nn.thermodynamics.resampling import bootstrap_factors, chain_blocks, common_blocks
@@ -104,6 +105,7 @@ class Pool:
                 "configurations of different lattices do not combine: a density of states belongs "
                 "to one supercell; combine each separately"
             )
+        _check_given(parts)
         self.lattice = parts[0].lattice
         self.sets: list[SampleSet] = []
         start = 0
@@ -171,6 +173,26 @@ class Pool:
                 log_z[k] += unseen * rng.standard_normal(n)
             factors[s.rows] = b / mean.astype(np.float32)
         return factors, log_z
+
+
+def _check_given(parts: list[Configurations]) -> None:
+    """All rows must be of one ensemble: drawn around the same given sites, if around any."""
+    weighted = [p for p in parts if p.log_prob is not None and p.chain is None]
+    if not weighted:
+        return
+    given = weighted[0].given[0].cpu()
+    if not all(bool((p.given.cpu() == given).all()) for p in weighted):
+        raise ValueError(
+            "rows were completed from different given sites, and these are different ensembles; "
+            "combine every set of given sites separately (Configurations.by_given)"
+        )
+    held = given != UNKNOWN
+    for p in parts:
+        if p.chain is not None and not bool((p.occupations.cpu()[:, held] == given[held]).all()):
+            raise ValueError(
+                "the weighted draws hold species on some sites, where these chains carry others; "
+                "run chains with these sites clamped (Chains(clamped=)), or combine separately"
+            )
 
 
 def _weighted(found: list[Group]) -> list[SampleSet]:
