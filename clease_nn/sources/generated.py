@@ -12,7 +12,7 @@ from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
-from clease_nn.models import AbstractOccupationModel
+from clease_nn.models import AbstractOccupationModel, Fields
 from clease_nn.objectives import CompleteBatch
 from clease_nn.schedules import (
     AbstractSchedule,
@@ -22,7 +22,7 @@ from clease_nn.schedules import (
 )
 from clease_nn.sources.own_draws import AbstractOwnDraws
 
-__all__ = ["GeneratedSource", "drawn_by", "random_passes"]
+__all__ = ["GeneratedSource", "completed_by", "drawn_by", "random_passes"]
 
 
 def random_passes(steps: Tensor, n: int, rng: np.random.Generator) -> Tensor:
@@ -45,6 +45,17 @@ def random_passes(steps: Tensor, n: int, rng: np.random.Generator) -> Tensor:
     return torch.as_tensor(np.minimum(position.astype(np.int64), passes[:, None] - 1))
 
 
+def completed_by(
+    model: AbstractOccupationModel,
+    partial: Configurations,
+    rng: torch.Generator,
+    fields: Fields | None,
+) -> Configurations:
+    """The unknown sites drawn where the model is, the result on the CPU."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return model.complete(partial.to(device), rng, fields).to("cpu")
+
+
 def drawn_by(
     model: AbstractOccupationModel,
     ensemble: SemiGrandCanonical,
@@ -57,7 +68,7 @@ def drawn_by(
     was_training = model.training
     model.eval()
     try:
-        full = model.complete(Configurations.unknown(lattice, conditions), rng, fields)
+        full = completed_by(model, Configurations.unknown(lattice, conditions), rng, fields)
     finally:
         model.train(was_training)
     return ensemble.score(full)

@@ -21,7 +21,7 @@ from clease_nn.schedules import (
     require_inside,
     require_schedule_inside,
 )
-from clease_nn.sources.generated import random_passes
+from clease_nn.sources.generated import completed_by, random_passes
 from clease_nn.sources.own_draws import AbstractOwnDraws
 
 __all__ = ["GibbsSource"]
@@ -148,7 +148,7 @@ class GibbsSource(AbstractOwnDraws):
                 self.lattice, conditions, torch.where(known, occupations, UNKNOWN).to(torch.int8)
             )
             fields = self.ensemble.fields if model.needs_fields else None
-            full = self.ensemble.score(model.complete(partial, self.rng, fields))
+            full = self.ensemble.score(completed_by(model, partial, self.rng, fields))
         self.occupations[rows] = full.occupations
         self._evaluations += len(full)
         # given sites first, then the drawn ones in their order: all in all a uniformly random order

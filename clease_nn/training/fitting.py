@@ -194,7 +194,12 @@ def fit(
         )
         key = run_key(trainer, ensemble, lattice, box, seed)
         if checkpoint is not None and processes.from_first(Path(checkpoint).exists):
-            resume(trainer, checkpoint, key)
+            error = None
+            try:
+                resume(trainer, checkpoint, key)
+            except Exception as raised:
+                error = raised
+            processes.fail_together(error)
         with interruptible(trainer.stop):
             trainer.warm_up()
             stopped = train(
@@ -246,7 +251,7 @@ def fit(
         "looks": trainer.looks,
         "versions": {"clease_nn": clease_nn.__version__, "torch": torch.__version__},
     }
-    return TrainedModel(final, box, metadata)
+    return TrainedModel(final, box, processes.from_first(lambda: metadata))
 
 
 def _check_cell(source, lattice: Lattice) -> None:
