@@ -40,7 +40,7 @@ def moves_for(name, model="field", block_size=4, seed=0, **options):
 
 def block_of(moves, size=4):
     """A block in the order of drawing."""
-    return moves._shuffled(moves._among(None).draw(size, moves.rng))
+    return moves._shuffled(moves._among(None).one(size, moves.rng))
 
 
 def one_composition(lattice, ensemble, at, groups=None, seed=1):

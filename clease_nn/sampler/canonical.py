@@ -37,8 +37,8 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel, Fields
-from clease_nn.sampler.blocks import Blocks
 from clease_nn.sampler.orders import check_any_order
+from clease_nn.sampling.regions import Regions
 
 __all__ = ["CanonicalBlockMoves", "match_composition"]
 
@@ -143,7 +143,7 @@ class CanonicalBlockMoves:
         self.free = torch.as_tensor(np.flatnonzero(self.reachable.sum(1) > 1))
         key = np.column_stack([groups, self.reachable])
         self._group = np.unique(key, axis=0, return_inverse=True)[1].ravel()
-        self._blocks: dict[bytes, Blocks] = {}
+        self._blocks: dict[bytes, Regions] = {}
         self.batch_size = self.expected = batch_size
         self._ahead: deque = deque()
         self._ahead_for: tuple | None = None
@@ -183,7 +183,7 @@ class CanonicalBlockMoves:
         blocks = self._among(among)
         if self.block_size is not None and self.block_size < len(blocks.sites):
             self._proposed = None
-            sites = self._shuffled(blocks.draw(self.block_size, self.rng))
+            sites = self._shuffled(blocks.one(self.block_size, self.rng))
             self._check(x, sites)
             with compute_policy(threads=1):
                 y, log_q_y = self._draw(x, sites[None])
@@ -244,13 +244,13 @@ class CanonicalBlockMoves:
         return True, y, log_target_y
 
     # ------------------------------------------------------------------ the block
-    def _among(self, among: np.ndarray | None) -> Blocks:
+    def _among(self, among: np.ndarray | None) -> Regions:
         key = b"" if among is None else np.sort(among).tobytes()
         if key not in self._blocks:
             free = self.free
             if among is not None:
                 free = free[torch.isin(free, torch.as_tensor(np.sort(among)))]
-            self._blocks[key] = Blocks(self.lattice, free)
+            self._blocks[key] = Regions(self.lattice, free)
         return self._blocks[key]
 
     def _shuffled(self, sites: torch.Tensor) -> torch.Tensor:

@@ -23,9 +23,9 @@ from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
-from clease_nn.sampler.blocks import Blocks
 from clease_nn.sampler.orders import obstacle
 from clease_nn.sampling import complete
+from clease_nn.sampling.regions import Regions
 
 __all__ = ["NeuralMoves"]
 
@@ -102,7 +102,7 @@ class NeuralMoves:
         self._known: tuple[torch.Tensor, float] | None = None
         self._proposed: tuple[torch.Tensor, float] | None = None
         self._around: bytes | None = None
-        self._blocks = Blocks(lattice, self.free)
+        self._regions = Regions(lattice, self.free)
         self._fields = ensemble.fields if model.needs_fields else None
 
     def step(self, occupations: np.ndarray, log_target: float) -> tuple[bool, np.ndarray, float]:
@@ -211,7 +211,7 @@ class NeuralMoves:
     def _cleared(self, x: torch.Tensor) -> Configurations:
         """A configuration with a block of unknown sites."""
         given = x.clone()
-        given[self._blocks.draw(self.block_size, self.rng)] = UNKNOWN
+        given[self._regions.one(self.block_size, self.rng)] = UNKNOWN
         return Configurations(self.lattice, self.conditions, given[None])
 
     def _block_proposal(self, x: torch.Tensor):

@@ -6,7 +6,16 @@ not serve well.
 """
 
 from clease_nn.sampling.annealing import anneal
+from clease_nn.sampling.block_moves import BlockMoves
 from clease_nn.sampling.draw import DrawError, complete, sample
 from clease_nn.sampling.held import complete_with_numbers, held
 
-__all__ = ["DrawError", "anneal", "complete", "complete_with_numbers", "held", "sample"]
+__all__ = [
+    "BlockMoves",
+    "DrawError",
+    "anneal",
+    "complete",
+    "complete_with_numbers",
+    "held",
+    "sample",
+]
