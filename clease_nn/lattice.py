@@ -218,7 +218,7 @@ class Lattice:
         return kinds
 
     @cached_property
-    def _translation_powers(self) -> list[np.ndarray]:
+    def translation_factors(self) -> list[np.ndarray]:
         """Factors of the translation group, each (powers, sites), the identity first.
 
         Every translation is one row of each factor, composed, in one way. Only a few are ever
@@ -296,7 +296,7 @@ class Lattice:
         On large lattices this is a large array; see :meth:`random_translations`.
         """
         out = np.arange(self.n_sites)[None]
-        for powers in self._translation_powers:
+        for powers in self.translation_factors:
             out = powers[:, out].reshape(-1, self.n_sites)
         return out[np.argsort(out[:, 0], kind="stable")]
 
@@ -311,7 +311,7 @@ class Lattice:
         (2, 9)
         """
         out = np.broadcast_to(np.arange(self.n_sites), (n, self.n_sites))
-        for powers in self._translation_powers:
+        for powers in self.translation_factors:
             chosen = powers[rng.integers(len(powers), size=n)]
             out = np.take_along_axis(chosen, out, axis=1)
         return np.array(out)

@@ -23,6 +23,7 @@ FLOORS = [
         "compiled",
         "executors",
         "files",
+        "distances",
     ],
     ["configurations", "schedules"],
     ["energies", "ensemble", "networks"],

@@ -4,13 +4,14 @@ from clease_nn.models.abstract import AbstractOccupationModel, Fields
 from clease_nn.models.any_order import AnyOrderARM
 from clease_nn.models.fixed_order import FixedOrderARM
 from clease_nn.models.marginalization import MarginalizationModel
-from clease_nn.models.orders import AbstractOrder, Coloured, OneByOne
+from clease_nn.models.orders import AbstractOrder, BySize, Coloured, OneByOne
 from clease_nn.models.windowed import WindowedModel
 
 __all__ = [
     "AbstractOccupationModel",
     "AbstractOrder",
     "AnyOrderARM",
+    "BySize",
     "Coloured",
     "Fields",
     "FixedOrderARM",

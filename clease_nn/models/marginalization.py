@@ -15,7 +15,7 @@ from clease_nn.models.abstract import (
     check_any_order,
     conditionals,
 )
-from clease_nn.models.orders import random_order
+from clease_nn.models.orders import AbstractOrder, BySize, order_from_config
 from clease_nn.networks import AbstractNetwork, network_from_config
 
 __all__ = ["MarginalizationModel"]
@@ -45,6 +45,8 @@ class MarginalizationModel(AbstractOccupationModel):
     ----------
     conditional, marginal : AbstractNetwork
         Of any class, with or without fields.
+    order : AbstractOrder, optional
+        Which sites share a pass. Default: ``BySize()``.
 
     Raises
     ------
@@ -67,13 +69,23 @@ class MarginalizationModel(AbstractOccupationModel):
     tensor([ 0.0000, -1.3863, -2.7726], dtype=torch.float64)
     """
 
-    def __init__(self, conditional: AbstractNetwork, marginal: AbstractNetwork):
+    def __init__(
+        self,
+        conditional: AbstractNetwork,
+        marginal: AbstractNetwork,
+        order: AbstractOrder | None = None,
+    ):
         super().__init__()
         if conditional is marginal:
             raise ValueError("conditional and marginal must be two networks, got one object twice")
         check_any_order(conditional)
         self.conditional = conditional
         self.marginal = marginal
+        self.order = BySize() if order is None else order
+
+    def with_order(self, order: AbstractOrder) -> MarginalizationModel:
+        """The same model, with the same weights, drawing in other passes."""
+        return type(self)(self.conditional, self.marginal, order).train(self.training)
 
     @property
     def needs_fields(self) -> bool:
@@ -92,8 +104,8 @@ class MarginalizationModel(AbstractOccupationModel):
         return conditionals(logits, c.lattice.allowed_mask(logits.device)[site])
 
     def draw_steps(self, c: Configurations, rng: torch.Generator) -> Tensor:
-        """A uniformly random order of the unknown sites of every row, (batch, sites) int16."""
-        return random_order(c.known, rng)
+        """Passes of the unknown sites, (batch, sites) int16, -1 where known."""
+        return self.order.steps(c.known, c.lattice, rng)
 
     # ------------------------------------------------------------------ marginal
     def log_marginal(self, partial: Configurations, fields: Fields | None = None) -> Tensor:
@@ -182,11 +194,12 @@ class MarginalizationModel(AbstractOccupationModel):
             "class": "MarginalizationModel",
             "conditional": self.conditional.config(),
             "marginal": self.marginal.config(),
+            "order": self.order.config(),
         }
 
     @classmethod
     def from_config(cls, config: dict) -> MarginalizationModel:
         """Rebuild from :meth:`config` without ``class``."""
-        return cls(
-            network_from_config(config["conditional"]), network_from_config(config["marginal"])
-        )
+        networks = (network_from_config(config[name]) for name in ("conditional", "marginal"))
+        order = order_from_config(config["order"]) if "order" in config else None
+        return cls(*networks, order)

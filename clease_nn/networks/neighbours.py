@@ -133,6 +133,11 @@ class Neighbours:
             out = (matrix @ columns).view(-1, len(u), u.shape[2]).transpose(0, 1)
         return out.reshape(len(u), self.n_sites, self.n_shells, u.shape[2])
 
+    @property
+    def lists(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row ``site * shells + shell`` has neighbours ``index[pointer[row]:pointer[row + 1]]``."""
+        return self._lists[True]
+
     def of_flags(self, flags: Tensor) -> Tensor:
         """How many neighbours carry a flag, (batch, sites, shells) float32; not differentiable.
 
