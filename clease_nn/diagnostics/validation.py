@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.diagnostics.shortfall import FEWEST, Shortfall, shortfall
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampling import sample
@@ -50,6 +51,8 @@ class Validation:
         ``E_q[w] - 1`` against an independent ln Z; far below zero where a mode is lost.
     catastrophic : ndarray, shape (conditions,)
         Share of draws whose ln w lies more than 10 below the median.
+    shortfall : Shortfall or None
+        Where and why, if there is a problem of weights or phases.
     """
 
     conditions: Conditions
@@ -64,6 +67,16 @@ class Validation:
     lost: np.ndarray | None = None
     mean_weight: np.ndarray | None = None
     mean_weight_error: np.ndarray | None = None
+    shortfall: Shortfall | None = None
+
+    def _why(self, lost: bool) -> str:
+        """The worst region and its phases in words, of those with or without lost phases."""
+        if self.shortfall is None:
+            return ""
+        for category, text in self.shortfall.problems():
+            if (category is LostModeWarning) == lost:
+                return f". {text}"
+        return ""
 
     def _worst(self, values: np.ndarray, largest: bool) -> str:
         k = int(np.argmax(values) if largest else np.argmin(values))
@@ -81,7 +94,8 @@ class Validation:
                     TrainingWarning,
                     f"NESS is below 0.3 at {int(low.sum())} of {len(low)} conditions (lowest "
                     f"{self.ness.min():.2f} at {self._worst(self.ness, False)}): results there "
-                    "stay exact but need more samples; train longer or narrow the range",
+                    "stay exact but need more samples; train longer or narrow the range"
+                    + self._why(False),
                 )
             )
         if self.forward_kl is not None:
@@ -97,7 +111,7 @@ class Validation:
                         f"{int(lost.sum())} of {len(lost)} conditions (KL(p||q) "
                         f"{self.forward_kl.max():.1f} nats at "
                         f"{self._worst(self.forward_kl, True)}): a phase may be missing from its "
-                        "samples, and NESS cannot see that; train longer",
+                        "samples, and NESS cannot see that; train longer" + self._why(True),
                     )
                 )
         if self.mean_weight is not None:
@@ -223,10 +237,13 @@ def validate(
             mean_weight=(mean_w.mean(1) - 1).numpy(),
             mean_weight_error=(mean_w.std(1) / np.sqrt(n_samples)).numpy(),
         )
-    if chains is None:
-        return out
-    heavy = log_w.max(1).values.numpy() + np.maximum(_CATASTROPHE, 3 * out.reverse_kl)
-    return replace(out, **_forward(model, ensemble, chains, conditions, reference, heavy, rng))
+    if chains is not None:
+        chains = ensemble.score(chains)
+        heavy = log_w.max(1).values.numpy() + np.maximum(_CATASTROPHE, 3 * out.reverse_kl)
+        out = replace(out, **_forward(model, ensemble, chains, conditions, reference, heavy, rng))
+    if n_samples >= FEWEST and out.problems():
+        out = replace(out, shortfall=shortfall(drawn, chains=chains))
+    return out
 
 
 def _forward(model, ensemble, chains, conditions, log_z, heavy, rng) -> dict:
@@ -237,14 +254,13 @@ def _forward(model, ensemble, chains, conditions, log_z, heavy, rng) -> dict:
     fields = ensemble.fields if model.needs_fields else None
     with torch.no_grad():
         log_q = model.log_prob(chains, steps=steps, fields=fields)
-    log_p = ensemble.score(chains).log_target
     labels = torch.arange(len(chains)) if chains.chain is None else chains.chain
     kl, error, lost = np.full((3, len(conditions)), np.nan)
     for k in range(len(conditions)):
         rows = (chains.conditions.temperature == conditions.temperature[k]) & (
             chains.conditions.mu == conditions.mu[k]
         ).all(1)
-        log_w, label = (log_p - log_q)[rows].numpy(), labels[rows].numpy()
+        log_w, label = (chains.log_target - log_q)[rows].numpy(), labels[rows].numpy()
         d = log_w - log_z[k].item()
         if len(d) > 1:
             estimate = series_mean([d[label == c] for c in np.unique(label)])
