@@ -191,6 +191,14 @@ class Chains:
             seconds=self.seconds,
         )
 
+    def replace(self, rows: np.ndarray, occupations: np.ndarray, energy: np.ndarray) -> None:
+        """Some chains continue from other configurations, whose energies in eV are known."""
+        known = self.energy.copy()
+        known[rows] = energy
+        fresh = self._occupations.copy()
+        fresh[rows] = check_occupations(self.lattice, occupations, len(rows))
+        self._occupations, self._energy = fresh, known
+
     def permute(self, order: np.ndarray) -> None:
         """Chain ``c`` continues from the configuration of chain ``order[c]``."""
         self._occupations = self._occupations[order]

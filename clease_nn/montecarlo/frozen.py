@@ -11,8 +11,13 @@ from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations, species_counts
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.montecarlo.chains import make_engine
+from clease_nn.montecarlo.engines import Engine
 
 __all__ = ["FrozenChains", "frozen_chains", "ground_state_bound"]
+
+_EQUAL = 1e-9  # eV; configurations whose energies agree to that are variants of one another
+_TRANSLATIONS = 512  # of every configuration of the lower bound, at most
+_VARIANTS = 2**27  # numbers in all configurations of the lower bound together, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,50 @@ class FrozenChains:
         return (
             f"{int(self.mask.sum())} of {len(self.mask)} chains frozen, worst excess {worst:.3f} eV"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Basin:
+    """Averages over a few sweeps from a start: what its neighbourhood is worth.
+
+    Attributes
+    ----------
+    occupations : ndarray, shape (chains, sites), int8
+        After the sweeps.
+    grand_energy : ndarray, shape (chains,)
+        Mean ``E - mu.N`` in eV.
+    counts : ndarray, shape (chains, species)
+        Mean numbers of sites.
+    entropy : ndarray, shape (chains,)
+        Sum over sites of the entropy of the site's occupation, in units of k: an upper bound.
+    """
+
+    occupations: np.ndarray
+    grand_energy: np.ndarray
+    counts: np.ndarray
+    entropy: np.ndarray
+
+
+def explore(engine: Engine, conditions: Conditions, x, sweeps: int, rng) -> Basin:
+    """Sweep chains on their own and average; ``x`` (chains, sites) is changed in place."""
+    lattice = engine.lattice
+    beta = conditions.beta.cpu().numpy()
+    mu = conditions.mu.cpu().numpy()
+    clamped = np.zeros(x.shape, dtype=bool)
+    generators = engine.new_generators(len(x), rng)
+    sums = np.zeros((*x.shape, lattice.n_species), dtype=np.float32)
+    total = np.zeros(len(x))
+    now = None
+    for _ in range(sweeps):
+        _, _, now = engine.heat_bath(
+            x, beta, beta[:, None] * mu, clamped, 1, generators, rng, now, sums
+        )
+        total += engine.energies(x) - (_counts(x, lattice) * mu).sum(1)
+    single = lattice.allowed.sum(1) == 1
+    only = np.eye(lattice.n_species)[lattice.allowed.argmax(1)]
+    p = np.where(single[None, :, None], only, sums / sweeps)
+    entropy = -(p * np.log(np.maximum(p, 1e-30))).sum((1, 2))
+    return Basin(x, total / sweeps, p.sum(1), entropy)
 
 
 def frozen_chains(
@@ -97,25 +146,13 @@ def frozen_chains(
     energy = engine.energies(seen)
     lowest, best = _lowest(energy, candidates.counts().cpu().numpy(), mu)
     x = np.array(configurations.occupations.cpu().numpy(), order="C")
-    clamped = np.zeros(x.shape, dtype=bool)
-    generators = engine.new_generators(len(x), rng)
-    sums = np.zeros((*x.shape, lattice.n_species), dtype=np.float32)
-    total = np.zeros(len(x))
-    now = None
-    for _ in range(sweeps):
-        _, _, now = engine.heat_bath(
-            x, beta, beta[:, None] * mu, clamped, 1, generators, rng, now, sums
-        )
-        total += engine.energies(x) - (_counts(x, lattice) * mu).sum(1)
-    single = lattice.allowed.sum(1) == 1
-    p = np.where(single[None, :, None], 0.0, sums / sweeps)
-    entropy = -(p * np.log(np.maximum(p, 1e-30))).sum((1, 2))
-    excess = total / sweeps - lowest
+    basin = explore(engine, conditions, x, sweeps, rng)
+    excess = basin.grand_energy - lowest
     return FrozenChains(
-        mask=excess * beta > entropy + margin,
+        mask=excess * beta > basin.entropy + margin,
         excess=excess,
         excess_kT=excess * beta,
-        entropy=entropy,
+        entropy=basin.entropy,
         best=best,
         energy_evaluations=engine.evaluations,
     )
@@ -145,8 +182,9 @@ def ground_state_bound(
     """Rigorous lower bound of ln Z from configurations and their translations.
 
     ``Z`` is a sum of positive terms, so the sum over any distinct configurations bounds it from
-    below. Taken are, for every condition in turn, the configurations of lowest ``E - mu.N``, and
-    all their lattice translations. At low temperature the bound is tight, and an estimate of
+    below. Taken are, for every condition in turn, the configurations of lowest ``E - mu.N``, all
+    of equal energy and composition with them, and their lattice translations (512 random ones in
+    cells of more sites). At low temperature the bound is tight, and an estimate of
     ln Z below it shows that the chains missed a phase.
 
     Parameters
@@ -170,15 +208,22 @@ def ground_state_bound(
     counts = _counts(seen, lattice)
     mu = conditions.mu.cpu().numpy()
     beta = conditions.beta.cpu().numpy()
-    ranked: dict[int, None] = dict.fromkeys(_lowest(energy, counts, mu)[1].tolist())
+    lowest = np.unique(_lowest(energy, counts, mu)[1])
+    ranked: dict[int, None] = dict.fromkeys(lowest.tolist())
+    for k in lowest:  # other orientations, where they have been seen
+        same = (np.abs(energy - energy[k]) < _EQUAL) & (counts == counts[k]).all(1)
+        ranked.update(dict.fromkeys(np.flatnonzero(same).tolist()))
     order = np.lexsort((np.arange(len(mu)), mu[:, -1]))
     for k in order[:: max(1, len(order) // 32)]:  # excited states of conditions over the range
         h = energy - counts @ mu[k]
         ranked.update(dict.fromkeys(np.argsort(h, kind="stable")[:8].tolist()))
-    chosen = seen[list(ranked)[:limit]]
-    variants = np.unique(
-        np.concatenate([chosen[:, t] for t in lattice.translations], 0).astype(np.int8), axis=0
-    )
+    if lattice.n_sites <= _TRANSLATIONS:
+        shifts = lattice.translations
+    else:
+        shifts = lattice.random_translations(_TRANSLATIONS, np.random.default_rng(0))
+    fit = max(8, _VARIANTS // shifts.size)
+    chosen = seen[list(ranked)[: min(limit, fit)]]
+    variants = np.unique(np.concatenate([chosen[:, t] for t in shifts]).astype(np.int8), axis=0)
     energy = engine.energies(variants)
     counts = _counts(variants, lattice)
     out = np.empty(len(mu))

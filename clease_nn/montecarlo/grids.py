@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import minimum_spanning_tree
 
 from clease_nn.conditions import ConditionRange, Conditions
 
-__all__ = ["condition_grid", "neighbours"]
+__all__ = ["condition_grid", "neighbours", "weakest_link"]
 
 
 def neighbours(index: np.ndarray, axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -16,6 +18,21 @@ def neighbours(index: np.ndarray, axis: int) -> list[tuple[np.ndarray, np.ndarra
         (index[parity : len(index) - 1 : 2].ravel(), index[parity + 1 :: 2].ravel())
         for parity in (0, 1)
     ]
+
+
+def weakest_link(n: int, pairs, accepted, attempted) -> float:
+    """Acceptance of the weakest pair on the strongest tree that joins all ``n`` conditions.
+
+    ``pairs``, ``accepted`` and ``attempted`` as parallel tempering counts them: for every axis
+    even and odd pairs, exchanges accepted of each, and how often each set was tried.
+    """
+    links = coo_matrix((n, n))
+    for both, taken, tried in zip(pairs, accepted, attempted, strict=True):
+        for (i, j), a, steps in zip(both, taken, tried, strict=True):
+            cost = 2.0 - a[: len(i)] / max(steps, 1)
+            links = links + coo_matrix((cost, (i, j)), shape=(n, n))
+    tree = minimum_spanning_tree(links)
+    return 2.0 - float(tree.data.max(initial=1.0))
 
 
 def condition_grid(

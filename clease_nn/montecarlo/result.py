@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,6 +39,11 @@ class TemperingResult:
         conditions; far smaller than its neighbours' it separates two phases.
     energy_evaluations : int
         All of the run's, as ``cost`` has it; a single-site energy difference counts as one.
+    frozen : ndarray of bool, shape (conditions,), optional
+        Conditions whose chain was frozen when the measured part began, although frozen chains
+        had been replaced twice. None: not tested.
+    move_acceptance : ndarray, shape (moves, conditions)
+        Share of accepted moves of each further kind in the measured part.
     """
 
     configurations: Configurations
@@ -48,6 +53,8 @@ class TemperingResult:
     swap_acceptance: np.ndarray
     weakest_link: float
     energy_evaluations: int
+    frozen: np.ndarray | None = None
+    move_acceptance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def cost(self) -> Cost:
@@ -65,7 +72,7 @@ class TemperingResult:
         return short > sigmas * self.log_z.error + 1e-6
 
     def warn(self, n_steps: int) -> None:
-        """Warn (ChainWarning) of a grid that hardly exchanges and of ln Z below its bound.
+        """Warn (ChainWarning) of a grid that hardly exchanges, frozen chains, ln Z below its bound.
 
         Parameters
         ----------
@@ -80,15 +87,33 @@ class TemperingResult:
                 ChainWarning,
                 stacklevel=3,
             )
-        bad = np.flatnonzero(self.below_bound())
-        if len(bad):
-            short = self.lower_bound.numpy() - self.log_z.value
-            k = bad[np.argmax(short[bad])]
+        if self.frozen is not None and self.frozen.any():
             warnings.warn(
-                f"ln Z lies below its rigorous lower bound at {len(bad)} of {len(self.conditions)} "
-                f"conditions, by {short[k]:.2f} at {float(self.conditions.temperature[k]):.0f} K, "
-                f"mu {self.conditions.mu[k].tolist()} eV: the chains missed the stable phase "
-                "there. Start from other configurations, use a denser grid or more steps",
+                f"{int(self.frozen.sum())} of {len(self.frozen)} chains were frozen when the "
+                f"measured part began: {self._named(np.flatnonzero(self.frozen))}. Use "
+                "start='ordered', a longer burn-in or a denser grid",
                 ChainWarning,
                 stacklevel=3,
             )
+        bad = np.flatnonzero(self.below_bound())
+        if len(bad):
+            short = self.lower_bound.numpy() - self.log_z.value
+            bad = bad[np.argsort(-short[bad], kind="stable")]
+            warnings.warn(
+                f"ln Z lies below its rigorous lower bound at {len(bad)} of {len(self.conditions)} "
+                f"conditions, by up to {short[bad[0]]:.2f}: {self._named(bad)}: the chains missed "
+                "the stable phase there. Use start='ordered' or start from configurations of that "
+                "phase, a denser grid or more steps",
+                ChainWarning,
+                stacklevel=3,
+            )
+
+    def _named(self, rows: np.ndarray, most: int = 5) -> str:
+        """Some conditions in words."""
+        named = [
+            f"{float(self.conditions.temperature[k]):.0f} K, mu "
+            f"{np.round(self.conditions.mu[k].numpy(), 6).tolist()} eV"
+            for k in rows[:most]
+        ]
+        rest = len(rows) - len(named)
+        return "; ".join(named) + (f" and {rest} more" if rest > 0 else "")

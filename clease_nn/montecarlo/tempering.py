@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import minimum_spanning_tree
 from tqdm.auto import tqdm
 
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.cost import Cost
-from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
 from clease_nn.montecarlo.chains import Chains
 from clease_nn.montecarlo.frozen import FrozenChains, frozen_chains, ground_state_bound
-from clease_nn.montecarlo.grids import condition_grid, neighbours
-from clease_nn.montecarlo.growth import growth_stages, small_lattice
+from clease_nn.montecarlo.grids import condition_grid, neighbours, weakest_link
 from clease_nn.montecarlo.log_z import bennett, combine
+from clease_nn.montecarlo.moves import Move
+from clease_nn.montecarlo.ordered import OrderedPhases
 from clease_nn.montecarlo.result import TemperingResult
+from clease_nn.montecarlo.starts import given_occupations, ordered_start, small_cells
 from clease_nn.statistics import Estimate
 
 __all__ = ["ParallelTempering"]
 
-_GROW_ABOVE = 32  # sites; smaller cells order from random starts
 _HOT = 1e12  # K; stands for the rungs of the ladder, whose beta may be zero
-_STARTS = ("grow", "random")
+_STARTS = ("grow", "ordered", "random")
 
 
 class ParallelTempering:
@@ -56,16 +54,24 @@ class ParallelTempering:
     jitter : bool
         Draw every condition uniformly within its cell of the grid, once and for all: the chains
         then cover the box instead of a few isotherms. Only with a ConditionRange.
-    start : {"grow", "random"}
+    start : {"grow", "ordered", "random"}, Configurations or list of ase.Atoms
         ``"grow"``: equilibrate smaller periodic cells and copy them into the larger, in stages
         (cluster expansions on more than 32 sites that have subcells; random otherwise).
+        ``"ordered"``: grow, search the ordered phases of all small cells as well, and begin
+        every chain in the best of these, every other one in the second best
+        (:func:`~clease_nn.montecarlo.starts.ordered_start`): for large cells, where chains do
+        not cross from phase to phase by themselves. Configurations, or Atoms of this
+        supercell: the same with these among the phases.
     grow_steps : int
         Steps of every stage of growth.
 
     Raises
     ------
     ValueError
-        If the shape does not fit the box or the start is unknown.
+        If the shape does not fit the box, the start is unknown, or given configurations do not
+        fit the lattice.
+    TypeError
+        If the start is something else.
 
     References
     ----------
@@ -91,7 +97,7 @@ class ParallelTempering:
         seed: int | np.random.SeedSequence = 0,
         sweeps_per_exchange: int = 4,
         jitter: bool = False,
-        start: str = "grow",
+        start: str | Configurations | Sequence = "grow",
         grow_steps: int = 100,
     ):
         started = time.perf_counter()
@@ -102,15 +108,26 @@ class ParallelTempering:
         self.shape = tuple(int(n) for n in shape)
         if sweeps_per_exchange < 1:
             raise ValueError(f"sweeps_per_exchange must be at least 1, got {sweeps_per_exchange}")
-        if start not in _STARTS:
-            raise ValueError(f"start must be one of {_STARTS}, got {start!r}")
+        given = None
+        if isinstance(start, str):
+            if start not in _STARTS:
+                raise ValueError(f"start must be one of {_STARTS}, got {start!r}")
+        else:
+            given = given_occupations(lattice, start)
         self.sweeps_per_exchange = int(sweeps_per_exchange)
         conditions = condition_grid(box, self.shape, jitter, np.random.default_rng(for_grid))
         occupations, self._aside = None, Cost()
-        if start == "grow":
+        self.phases: OrderedPhases | None = None
+        if given is not None or start != "random":
             occupations, self._aside = _grown(
                 ensemble, lattice, conditions, self.shape, grow_steps, for_growth
             )
+        if given is not None or start == "ordered":
+            rng = np.random.default_rng(for_growth.spawn(1)[0])
+            occupations, self.phases, cost = ordered_start(
+                ensemble, lattice, conditions, self.shape, rng, occupations, given
+            )
+            self._aside += cost
         self.chains = Chains(ensemble, lattice, conditions, occupations, seed=for_chains)
         self.rng = np.random.default_rng(for_swaps)
         self.n_grid = len(conditions)
@@ -221,11 +238,47 @@ class ParallelTempering:
         chains.permute(place)
         self.replica = self.replica[place]
 
+    def apply(self, move: Move, rows: np.ndarray | None = None) -> np.ndarray:
+        """One exact move of the chains of the grid, or of some of them.
+
+        Parameters
+        ----------
+        move : Move
+            Handed their configurations, scored, each at its own condition.
+        rows : ndarray of int, optional
+            Conditions of the grid, each at most once, chosen without looking at the
+            configurations. Default: all.
+
+        Returns
+        -------
+        ndarray of bool, shape (rows,)
+            Which have accepted.
+
+        Raises
+        ------
+        ValueError
+            If the move hands back other rows, or rows without energies.
+        """
+        started = time.perf_counter()
+        rows = np.arange(self.n_grid) if rows is None else np.asarray(rows)
+        before = self._configurations(self.occupations[rows], self.chains.energy[rows], rows)
+        after, accepted = move(before)
+        if len(after) != len(rows) or after.energy is None or len(accepted) != len(rows):
+            raise ValueError(
+                f"a move of {len(rows)} rows must hand back as many, with their energies and "
+                f"which have accepted; {type(move).__name__} handed back {len(after)}"
+            )
+        self.chains.replace(rows, after.occupations.cpu().numpy(), after.energy.cpu().numpy())
+        self._aside += Cost(energy_evaluations=float(len(rows)))
+        self.seconds += time.perf_counter() - started
+        return accepted.cpu().numpy().astype(bool)
+
     def thaw(self, margin: float = 6.0, sweeps: int = 16) -> FrozenChains:
         """Replace frozen chains by copies of the best configuration at their condition.
 
-        The copies are shifted by random lattice translations. Use it before the measured part of
-        a run: the replacement itself does not keep the distribution.
+        It is sought among the chains and the ordered phases they began from. The copies are
+        shifted by random lattice translations. Use it before the measured part of a run: the
+        replacement itself does not keep the distribution.
 
         Returns
         -------
@@ -233,9 +286,22 @@ class ParallelTempering:
             The state before the replacement; ``margin`` and ``sweeps`` as in
             :func:`frozen_chains`.
         """
+        candidates = self._with_phases(self.configurations)
+        test = self._frozen_chains(candidates, margin, sweeps)
+        rows = np.flatnonzero(test.mask)
+        if len(rows):
+            shift = self.lattice.random_translations(len(rows), self.rng)
+            best = candidates.occupations.numpy()[test.best[rows]]
+            fresh = self.chains.occupations.copy()
+            fresh[rows] = np.take_along_axis(best, shift, 1)
+            self.chains.occupations = fresh
+        return test
+
+    def _frozen_chains(self, candidates: Configurations, margin: float, sweeps: int):
         test = frozen_chains(
             self.ensemble,
             self.configurations,
+            candidates,
             sweeps=sweeps,
             margin=margin,
             seed=np.random.SeedSequence(self.rng.integers(2**63)),
@@ -243,14 +309,14 @@ class ParallelTempering:
         self._aside += Cost(
             energy_evaluations=test.energy_evaluations, attempts_per_site=sweeps * self.n_grid
         )
-        rows = np.flatnonzero(test.mask)
-        if len(rows):
-            shifts = self.lattice.translations
-            shift = shifts[self.rng.integers(len(shifts), size=len(rows))]
-            fresh = self.chains.occupations.copy()
-            fresh[rows] = np.take_along_axis(self.occupations[test.best[rows]], shift, 1)
-            self.chains.occupations = fresh
         return test
+
+    def _with_phases(self, c: Configurations) -> Configurations:
+        """Configurations and, where they are known, one of each ordered phase variant."""
+        if self.phases is None:
+            return c
+        known = replace(self.phases.configurations, provenance={})
+        return Configurations.cat([replace(c, chain=None, provenance={}), known])
 
     # ------------------------------------------------------------------ runs
     def run(
@@ -261,6 +327,8 @@ class ParallelTempering:
         interval: int = 1,
         log_z: bool = True,
         thaw: bool = True,
+        moves: Sequence[Move] = (),
+        move_interval: int = 10,
         progress: bool = False,
     ) -> TemperingResult:
         """Sample all conditions and, if asked for, determine ln Z of each.
@@ -282,6 +350,11 @@ class ParallelTempering:
         log_z : bool
         thaw : bool
             Replace frozen chains halfway through and at the end of the burn-in.
+        moves : sequence of Move
+            Further exact moves of all chains of the grid, such as regions or whole cells that a
+            model redraws (:class:`~clease_nn.sampling.BlockMoves`).
+        move_interval : int
+            Steps between them.
         progress : bool
             Show a progress bar.
 
@@ -292,7 +365,7 @@ class ParallelTempering:
         Raises
         ------
         ValueError
-            If ``n_steps`` or ``interval`` is too small.
+            If ``n_steps``, ``interval`` or ``move_interval`` is too small.
 
         Warns
         -----
@@ -304,26 +377,42 @@ class ParallelTempering:
             raise ValueError(f"n_steps must be at least 10, got {n_steps}")
         if not 1 <= interval <= n_steps:
             raise ValueError(f"interval must be between 1 and {n_steps}, got {interval}")
+        if move_interval < 1:
+            raise ValueError(f"move_interval must be at least 1, got {move_interval}")
         started, before = time.perf_counter(), self.seconds
         burn_in = n_steps // 4 if burn_in is None else int(burn_in)
         if log_z and self._rungs == 0:
             self._extend()
+        accepted = np.zeros((len(moves), self.n_grid), dtype=np.int64)
+
+        def advance():
+            self.step()
+            if moves and self.steps % move_interval == 0:
+                for count, move in zip(accepted, moves, strict=True):
+                    count += self.apply(move)
+
         bar = tqdm(total=burn_in + n_steps, disable=not progress, desc="parallel tempering")
         for k in range(burn_in):
             if thaw and k == burn_in // 2:
                 self.thaw()
-            self.step()
+            advance()
             bar.update()
-        if thaw and burn_in and self.thaw().mask.any():
-            for _ in range(burn_in // 2):
-                self.step()
+        frozen = None
+        if thaw and burn_in:
+            frozen = self.thaw().mask
+            if frozen.any():
+                for _ in range(burn_in // 2):
+                    advance()
+                frozen = self._frozen_chains(self._with_phases(self.configurations), 6.0, 16).mask
+        accepted[:] = 0
         for counter in (*self._accepted, *self._attempted):
             counter[:] = 0
         kept, kept_energy = [], []
         energy = np.empty((n_steps, len(self.chains)))
         counts = np.empty((n_steps, len(self.chains), self.lattice.n_species))
+        begun = self.steps
         for k in range(n_steps):
-            self.step()
+            advance()
             energy[k], counts[k] = self.chains.energy, self.chains.counts()
             if (k + 1) % interval == 0:
                 kept.append(self.occupations.copy())
@@ -337,31 +426,24 @@ class ParallelTempering:
         configurations = self._configurations(occupations, np.stack(kept_energy, 1).ravel(), row)
         bound = None
         if log_z:
-            bound = ground_state_bound(self.ensemble, configurations, self.conditions)
+            bound = ground_state_bound(
+                self.ensemble, self._with_phases(configurations), self.conditions
+            )
         result = TemperingResult(
             configurations=configurations,
             conditions=self.conditions,
             log_z=estimate,
             lower_bound=bound,
             swap_acceptance=self.swap_acceptance,
-            weakest_link=self._weakest_link(),
+            weakest_link=weakest_link(
+                len(self.chains), self._pairs, self._accepted, self._attempted
+            ),
             energy_evaluations=int(self.cost.energy_evaluations),
+            frozen=frozen,
+            move_acceptance=accepted / max(self.steps // move_interval - begun // move_interval, 1),
         )
         result.warn(n_steps)
         return result
-
-    def _weakest_link(self) -> float:
-        """Acceptance of the weakest pair on the strongest tree that joins all conditions."""
-        n = len(self.chains)
-        links = coo_matrix((n, n))
-        for both, accepted, attempted in zip(
-            self._pairs, self._accepted, self._attempted, strict=True
-        ):
-            for (i, j), a, steps in zip(both, accepted, attempted, strict=True):
-                cost = 2.0 - a[: len(i)] / max(steps, 1)
-                links = links + coo_matrix((cost, (i, j)), shape=(n, n))
-        tree = minimum_spanning_tree(links)
-        return 2.0 - float(tree.data.max(initial=1.0))
 
     def _log_z(self, energy: np.ndarray, counts: np.ndarray) -> Estimate:
         """ln Z on the grid from energies (time, chains) and counts (time, chains, species)."""
@@ -497,40 +579,20 @@ class ParallelTempering:
 
 def _grown(ensemble, lattice, conditions, shape, steps, seed) -> tuple[np.ndarray | None, Cost]:
     """Configurations grown from small cells, or None where there are none to grow from; cost."""
-    tables = getattr(ensemble.energy, "tables", None)
-    if lattice.n_sites <= _GROW_ABOVE or not isinstance(tables, ClusterTables):
-        return None, Cost()
-    stages = growth_stages(lattice)
     rng = np.random.default_rng(seed)
     occupations, cost = None, Cost()
-    for stage, next_stage in itertools.zip_longest(stages, stages[1:]):
-        small = small_lattice(lattice, stage)
-        energy = _Folded(tables.fold(stage))
+    for small_ensemble, small, onto in small_cells(ensemble, lattice):
         tempering = ParallelTempering(
-            SemiGrandCanonical(energy),
-            small,
-            conditions,
-            shape,
-            rng.integers(2**63),
-            start="random",
+            small_ensemble, small, conditions, shape, rng.integers(2**63), start="random"
         )
         if occupations is not None:
             tempering.chains.occupations = occupations
         for _ in range(steps):
             tempering.step()
-        share = small.n_sites / lattice.n_sites
-        part = tempering.cost
+        part, share = tempering.cost, small.n_sites / lattice.n_sites
         cost += replace(part, attempts_per_site=part.attempts_per_site * share)
-        first = None if next_stage is None else np.unique(next_stage, return_index=True)[1]
-        occupations = tempering.occupations[:, stage if first is None else stage[first]]
+        occupations = tempering.occupations[:, onto]
     if occupations is not None:
-        shift = lattice.translations[rng.integers(len(lattice.translations), size=len(occupations))]
+        shift = lattice.random_translations(len(occupations), rng)
         occupations = np.take_along_axis(occupations, shift, 1)
     return occupations, cost
-
-
-@dataclass(frozen=True, eq=False)
-class _Folded:
-    """A cluster expansion of a small periodic cell; the chains need nothing but its tables."""
-
-    tables: ClusterTables
