@@ -18,7 +18,7 @@ from clease_nn.models import AbstractOccupationModel, AbstractOrder
 from clease_nn.sampling.memory import rows_at_once
 from clease_nn.sampling.regions import SHAPES, Regions
 
-__all__ = ["BlockMoves"]
+__all__ = ["BlockMoves", "rows_together"]
 
 _TARGET = 0.4
 _GAIN, _DECAY = 3.0, 0.6  # Robbins-Monro: steps of ln(size) of 3 / n^0.6 times what is missing
@@ -114,8 +114,7 @@ class BlockMoves:
         unknown = [s for s in shapes if s not in SHAPES]
         if unknown or not shapes:
             raise ValueError(f"shapes must be some of {SHAPES}, got {unknown or shapes}")
-        if batch_size is None:  # by the lattice alone, so that a seed means the same everywhere
-            batch_size = max(1, min(256, _SCORED // n))
+        batch_size = rows_together(lattice) if batch_size is None else batch_size
         rows_at_once(model, lattice, batch_size)
         if (size is not None or order is not None) and not model.any_order:
             raise ValueError(
@@ -217,6 +216,7 @@ class BlockMoves:
         if not parts:
             return c, torch.zeros(len(c), dtype=torch.bool), []
         y, log_ratio = Configurations.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        passes = y.step.amax(1) + 1
         probability = log_ratio.clamp(max=0.0).exp()
         take = torch.rand(len(at), generator=self.rng, dtype=torch.float64) < probability
         accepted = torch.zeros(len(c), dtype=torch.bool)
@@ -226,7 +226,7 @@ class BlockMoves:
             column = getattr(c, name).clone()
             column[at[take]] = getattr(y, name)[take].to(column)
             columns[name] = column
-        return replace(c, **columns), accepted, self._count(tallies, pick, probability)
+        return replace(c, **columns), accepted, self._count(tallies, pick, probability, passes)
 
     @torch.no_grad()
     def _propose(self, x: Configurations, region: Tensor) -> tuple[Configurations, Tensor]:
@@ -276,41 +276,48 @@ class BlockMoves:
             out.append(self._table[key])
         return out
 
-    def _count(self, tallies, pick: Tensor, probability: Tensor) -> list:
+    @staticmethod
+    def _count(tallies, pick: Tensor, probability: Tensor, passes: Tensor) -> list:
         """Note acceptance probabilities; the means of this move for every condition and shape."""
         sums: dict[tuple[int, int], list] = {}
-        for tally, shape, p in zip(tallies, pick.tolist(), probability.tolist(), strict=True):
-            entry = sums.setdefault((id(tally), shape), [tally, 0, 0.0])
-            entry[1] += 1
-            entry[2] += p
-        for (_, shape), (tally, n, p) in sums.items():
-            tally.attempted[shape] += n
+        columns = (x.tolist() for x in (pick, probability, passes))
+        for tally, shape, p, n in zip(tallies, *columns, strict=True):
+            entry = sums.setdefault((id(tally), shape), [tally, 0, 0.0, 0])
+            entry[1:] = [entry[1] + 1, entry[2] + p, entry[3] + n]
+        for (_, shape), (tally, rows, p, n) in sums.items():
+            tally.attempted[shape] += rows
             tally.accepted[shape] += p
-        return [(tally, shape, p / n) for (_, shape), (tally, n, p) in sums.items()]
+            tally.passes[shape] += n
+        return [(tally, shape, p / rows) for (_, shape), (tally, rows, p, _) in sums.items()]
 
     def reset_counts(self) -> None:
         """Forget the acceptance up to now; sizes stay."""
         for tally in self._table.values():
-            tally.attempted[:] = tally.accepted[:] = 0.0
+            tally.attempted[:] = tally.accepted[:] = tally.passes[:] = 0.0
 
     def report(self) -> list[dict]:
         """Size, moves attempted and mean acceptance probability of every condition and shape.
 
         JSON-ready: ``temperature`` in K, ``mu`` in eV, ``shape``, ``size`` in sites,
-        ``attempted``, ``acceptance`` (None where nothing was attempted).
+        ``attempted``, ``acceptance`` and ``passes`` of the model one way, both means (None where
+        nothing was attempted).
         """
-        return [
-            {
-                "temperature": float(t.condition[0]),
-                "mu": t.condition[1:].tolist(),
-                "shape": name,
-                "size": t.size(s),
-                "attempted": int(t.attempted[s]),
-                "acceptance": float(t.accepted[s] / t.attempted[s]) if t.attempted[s] else None,
-            }
-            for t in self._table.values()
-            for s, name in enumerate(self.shapes)
-        ]
+        rows = []
+        for t in self._table.values():
+            for s, name in enumerate(self.shapes):
+                n = t.attempted[s]
+                rows.append(
+                    {
+                        "temperature": float(t.condition[0]),
+                        "mu": t.condition[1:].tolist(),
+                        "shape": name,
+                        "size": t.size(s),
+                        "attempted": int(n),
+                        "acceptance": float(t.accepted[s] / n) if n else None,
+                        "passes": float(t.passes[s] / n) if n else None,
+                    }
+                )
+        return rows
 
     def state_dict(self) -> dict:
         """Everything that a bitwise continuation needs: sizes, counts and the generator."""
@@ -331,6 +338,11 @@ class BlockMoves:
         }
 
 
+def rows_together(lattice: Lattice) -> int:
+    """Rows drawn together: by the lattice alone, so that a seed means the same on all machines."""
+    return max(1, min(256, _SCORED // lattice.n_sites))
+
+
 @dataclass
 class _Tally:
     """Sizes and counts at one condition, an entry a shape."""
@@ -341,11 +353,12 @@ class _Tally:
     steps: np.ndarray
     attempted: np.ndarray
     accepted: np.ndarray  # sum of acceptance probabilities
+    passes: np.ndarray  # sum of the passes of the rows, one way
 
     @classmethod
     def new(cls, condition: np.ndarray, size: int, n_shapes: int) -> _Tally:
         start, zero = np.full(n_shapes, np.log(size)), np.zeros(n_shapes)
-        return cls(condition.copy(), start, *(a.copy() for a in (start, zero, zero, zero)))
+        return cls(condition.copy(), start, *(a.copy() for a in (start, zero, zero, zero, zero)))
 
     def size(self, shape: int, trial: bool = False) -> int:
         log_size = self.trial if trial else self.log_size
