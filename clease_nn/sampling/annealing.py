@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from clease_nn.warnings import InterruptedWarning, LowESSWarning
 __all__ = ["anneal"]
 
 _PILOT = 64  # rows of a pilot, one block of the compiled chains
+_TRIALS = 3  # of the number of steps
 _PILOT_SWEEPS = 4  # so many times the sweeps of a step bring a pilot into equilibrium
 _LEVELS = 9  # temperatures of the range that may be starts
 _FEWEST_EFFECTIVE = 0.1
@@ -94,12 +96,13 @@ def anneal(
         Rows at each condition, at least 2.
     start : Conditions, optional
         Where rows are drawn, within the trained range: one for all targets or one a target.
-        Default: the temperature nearest to the target's, itself first, at which a pilot of 64
-        draws has a NESS of at least ``ness``; otherwise that of the best.
+        Default: the target itself if a pilot of 64 draws has a NESS of at least ``ness`` there,
+        otherwise the nearest higher or lower temperature at which one has, whichever needs the
+        shorter path.
     steps : int, optional
         Conditions on the path, evenly spaced in (1/kT, mu/kT), the last one the target: 1 is plain
         importance sampling with the draws of the start. Default: a pilot run measures the length
-        of the path, spaces the steps evenly in it, and finds how many keep the path's share of
+        of the path, spaces the steps evenly in it, and tries how many keep the path's share of
         the NESS above ``ness``. Pilots are thrown away, so that the result is unbiased.
     sweeps : int
         Heat-bath sweeps at each condition; 0 with ``moves`` only.
@@ -175,8 +178,8 @@ def anneal(
     try:
         for k in range(len(conditions)):
             target = conditions[k]
-            at = starts[k] if starts is not None else task.choose_start(target, box)
-            fractions = task.fractions(at, target, steps, max_steps)
+            given = None if starts is None else starts[k]
+            at, fractions = task.plan(given, target, box, steps, max_steps)
             part, path = task.run(at, target, fractions, n)
             parts.append(part)
             paths.append(path)
@@ -245,27 +248,52 @@ class _Task:
             self._pilots[key] = c, 1.0 if at is None else normalized_ess(c.log_weight)
         return self._pilots[key]
 
-    def choose_start(self, target: Conditions, box: ConditionRange | None) -> Conditions | None:
-        """The nearest temperature at which the model is good enough, else where it is best."""
-        if self.model is None:
-            return None
-        best, highest = target, 0.0
-        for at in _candidates(target, box):
-            found = self.pilot(at, target)[1]
-            if found > highest:
-                best, highest = at, found
-            if found >= self.ness:
-                break
-        return best
-
-    def fractions(
-        self, at: Conditions | None, target: Conditions, steps: int | None, max_steps: int
-    ) -> np.ndarray:
-        """Where on the straight path from start to target the steps lie."""
+    def plan(
+        self,
+        at: Conditions | None,
+        target: Conditions,
+        box: ConditionRange | None,
+        steps: int | None,
+        max_steps: int,
+    ) -> tuple[Conditions | None, np.ndarray]:
+        """Start and fractions of the path to one target, measured as far as they are not given."""
+        starts = [at] if at is not None or self.model is None else self.starts(target, box)
         if steps is not None:
-            return np.arange(1, steps + 1) / steps
+            return starts[-1], np.arange(1, steps + 1) / steps
+        best = None
+        for at in starts:
+            fractions, path_ness = self.measured(at, target, max_steps)
+            found = path_ness * self.pilot(at, target)[1]
+            # of two that are good enough the shorter
+            rank = min(found, self.ness**2), -len(fractions)
+            if best is None or rank > best[0]:
+                best = rank, at, fractions
+        return best[1:]
+
+    def starts(self, target: Conditions, box: ConditionRange | None) -> list[Conditions]:
+        """The target where the model is good there; else it and what is good around it."""
+        near, above, below = _candidates(target, box)
+        found = [near]
+        if self.pilot(near, target)[1] >= self.ness:
+            return found
+        for side in (below, above):
+            good = (at for at in side if self.pilot(at, target)[1] >= self.ness)
+            found += list(islice(good, 1))
+        if len(found) == 1:
+            tried = [near, *below, *above]
+            found.append(max(tried, key=lambda at: self.pilot(at, target)[1]))
+        return found
+
+    def measured(
+        self, at: Conditions | None, target: Conditions, max_steps: int
+    ) -> tuple[np.ndarray, float]:
+        """Steps on the straight path from start to target, and the NESS that they had in a trial.
+
+        Were every step to relax all, its length squared over the number of steps would be the
+        variance of ln w; trials tell how much more it takes.
+        """
         if at is not None and _same(at, target):
-            return np.ones(1)
+            return np.ones(1), 1.0
         drawn = self.pilot(at, target)[0]
         rng = np.random.default_rng(self.seed())
         log_start = _log_start(drawn, at)
@@ -284,17 +312,17 @@ class _Task:
         self.cost += walk.cost
         allowed = -np.log(self.ness)
         number = int(np.clip(np.ceil(lengths[-1] ** 2 / allowed), 1, max_steps))
-        if number == 1:
-            return np.ones(1)
-        # a step does not relax everything: a trial tells how many more are needed
-        fractions = equal_lengths(knots, lengths, number)
-        trial = self.walk(drawn, interpolate(at, target, fractions[:1]))
-        trial.follow(interpolate(at, target, fractions), 1, rng)
-        self.cost += trial.cost
-        found = conditional_ess(trial.log_weight - log_start, log_start)
-        factor = max(-np.log(found) / allowed, 1.0)
-        number = int(min(np.ceil(number * factor), max_steps))
-        return equal_lengths(knots, lengths, number)
+        for _ in range(_TRIALS):
+            fractions = equal_lengths(knots, lengths, number)
+            trial = self.walk(drawn, interpolate(at, target, fractions[:1]))
+            trial.follow(interpolate(at, target, fractions), 1, rng)
+            self.cost += trial.cost
+            found = conditional_ess(trial.log_weight - log_start, log_start)
+            if found >= self.ness or number == max_steps:
+                break
+            factor = np.clip(-np.log(found) / allowed, 1.5, 8.0)
+            number = int(min(np.ceil(number * factor), max_steps))
+        return fractions, found
 
     def run(
         self, at: Conditions | None, target: Conditions, fractions: np.ndarray, n: int
@@ -361,23 +389,21 @@ def _trained_range(model: AbstractOccupationModel | None) -> ConditionRange | No
     return boxes[0] if boxes else None
 
 
-def _candidates(target: Conditions, box: ConditionRange | None) -> Iterator[Conditions]:
-    """Starts: the target, or the point of the range next to it; then other temperatures."""
+def _candidates(
+    target: Conditions, box: ConditionRange | None
+) -> tuple[Conditions, list[Conditions], list[Conditions]]:
+    """The target or the point of the range next to it; temperatures above and below, near first."""
     if box is None:
-        yield target
-        return
+        return target, [], []
     near = target
     if not bool(box.contains(target)):
         x = np.clip(box.coordinates(target), box.low, box.high)
         temperature = np.clip(target.temperature.numpy(), *box.temperature)
         near = Conditions(torch.as_tensor(temperature), torch.as_tensor(x @ box.axes))
-    yield near
-    here = np.log(near.temperature.item())
-    levels = np.linspace(*np.log(box.temperature), _LEVELS)
-    spacing = levels[1] - levels[0]
-    for level in sorted(levels, key=lambda v: (abs(v - here), -v)):
-        if abs(level - here) > 0.25 * spacing:
-            yield Conditions([np.exp(level)], near.mu)
+    here, levels = np.log(near.temperature.item()), np.linspace(*np.log(box.temperature), _LEVELS)
+    apart = 0.25 * (levels[1] - levels[0])
+    above, below = levels[levels > here + apart], levels[levels < here - apart][::-1]
+    return near, *([Conditions([np.exp(v)], near.mu) for v in side] for side in (above, below))
 
 
 def _check(n, steps, sweeps, moves, population, ness, max_steps) -> None:
