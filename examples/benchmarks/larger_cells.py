@@ -32,6 +32,7 @@ from clease_nn.energies.ising import ising_conditions, ising_energy, kaufman_log
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
+from clease_nn.models import BySize, Coloured
 from clease_nn.sampling import sample
 from clease_nn.sources import MixedSource
 from clease_nn.statistics import normalized_ess
@@ -116,11 +117,12 @@ def train(cell: Cell, seconds: float, seed: int, path: Path | None, **options) -
 def evaluate(trained: TrainedModel, cell: Cell, n: int, seed: int) -> dict:
     """KL gap, NESS, catastrophic draws and cost of a draw over all conditions."""
     rng = torch.Generator().manual_seed(1000 + seed)
+    model = trained.model.with_order(BySize(few=64, many=Coloured()))
     log_w, counts, passes = [], [], []
     started = time.thread_time()
     for k in range(len(cell.conditions)):
         drawn = sample(
-            trained.model, cell.ensemble, cell.lattice, cell.conditions[k].repeat(n), rng,
+            model, cell.ensemble, cell.lattice, cell.conditions[k].repeat(n), rng,
             precision="auto",
         )  # fmt: skip
         log_w.append(drawn.log_weight)
@@ -240,6 +242,7 @@ def main() -> None:
                 seed,
                 kept("large"),
                 model=trained.model,
+                learning_rate=1e-3,
                 stages=stages(work.small, work.large, work.share, seed),
             )
             run["trained"] = evaluate(trained, work.large, args.samples, seed)
