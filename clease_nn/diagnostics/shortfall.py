@@ -8,20 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ase.formula import Formula
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
-from clease_nn.diagnostics.basins import basins
-from clease_nn.statistics import (
-    Estimate,
-    log_mean_exp,
-    normalized_ess,
-    series_mean,
-    weighted_mean,
-)
+from clease_nn.diagnostics.regions import Region, regions, where
+from clease_nn.diagnostics.shares import PhaseShare, phase_shares, with_error
+from clease_nn.statistics import log_mean_exp, normalized_ess
 from clease_nn.thermodynamics.groups import name as name_of
 from clease_nn.thermodynamics.groups import rows_by_condition, to_numpy
 from clease_nn.warnings import LostModeWarning, TrainingWarning
@@ -30,72 +22,7 @@ __all__ = ["FEWEST", "PhaseShare", "Region", "Shortfall", "shortfall"]
 
 FEWEST = 10  # draws at a condition
 _WANTED = 200  # effective samples
-_MISSED = 5.0  # draws expected of a phase that has none, from which on it counts as lost
 _SHOWN = 3  # regions and phases in words
-_CLOSE = 0.06  # of the site fractions of a simple compound
-
-
-@dataclass(frozen=True, eq=False)
-class PhaseShare:
-    """One phase at one condition: how often it is drawn, and how often it should be.
-
-    Attributes
-    ----------
-    name : str
-        Such as ``"AuCu-like (x_Au 0.50)"``; ``"lower energy"`` and so on tell phases of one
-        composition apart.
-    composition : ndarray, shape (species,)
-        Mean share of the active sites.
-    energy : float
-        Mean energy in eV per active site.
-    drawn : Estimate
-        Share of the draws.
-    expected : Estimate
-        Share by the importance weights: zero where nothing was drawn, whatever the truth.
-    excess : Estimate
-        ``drawn - expected``, its error with their correlation.
-    chains : Estimate or None
-        Share of configurations that the model had no hand in.
-    lost : bool
-        Never drawn, although the chains make five draws or more of it likely.
-    """
-
-    name: str
-    composition: np.ndarray
-    energy: float
-    drawn: Estimate
-    expected: Estimate
-    excess: Estimate
-    chains: Estimate | None = None
-    lost: bool = False
-
-    def __str__(self) -> str:
-        if self.lost:
-            return f"{self.name}: never drawn, chains say {_percent(self.chains)}"
-        text = f"{self.name}: drawn {_percent(self.drawn)}, should be {_percent(self.expected)}"
-        return text if self.chains is None else f"{text} (chains {_percent(self.chains)})"
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """Neighbouring conditions at which the model is poor.
-
-    Attributes
-    ----------
-    rows : ndarray of int
-        Which conditions.
-    where : str
-        Their box in words: temperatures and relative chemical potentials.
-    share : float
-        Of the sum of the KL gap over all conditions.
-    worst : int
-        The condition of the largest gap.
-    """
-
-    rows: np.ndarray
-    where: str
-    share: float
-    worst: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,12 +66,16 @@ class Shortfall:
     limit: float
     regions: tuple[Region, ...]
 
+    def where(self, k: int) -> str:
+        """Condition ``k`` in words."""
+        return where(self.conditions, self.species, [k])
+
     def describe(self, region: Region) -> str:
         """Where, how bad, and which phases are out of balance: one sentence."""
         k = region.worst
-        worst = f"NESS {self.ness[k]:.2f}, gap {_with_error(self.gap[k], self.gap_error[k])} nats"
+        worst = f"NESS {self.ness[k]:.2f}, gap {with_error(self.gap[k], self.gap_error[k])} nats"
         if len(region.rows) > 1:
-            worst = f"worst {_where(self.conditions, self.species, [k])}: {worst}"
+            worst = f"worst {self.where(k)}: {worst}"
         verb = "carry" if len(region.rows) > 1 else "carries"
         text = (
             f"{region.where}: {len(region.rows)} of {len(self.n)} conditions {verb} "
@@ -328,6 +259,8 @@ def shortfall(
 should be 50(6) %
     """
     _check(c, limit)
+    c = c.to("cpu")
+    chains = None if chains is None else chains.to("cpu")
     by_condition = list(rows_by_condition(c))
     at = c.conditions[torch.as_tensor([rows[0] for rows in by_condition])]
     n = len(by_condition)
@@ -347,7 +280,7 @@ should be 50(6) %
         low[k] = ness[k] < limit or gap[k] > -0.5 * np.log(limit) + 4 * error[k]
         found = ()
         if low[k] or beside[k] is not None:
-            found, balance[k] = _phases(part, log_w, beside[k], phase_of)
+            found, balance[k] = phase_shares(part, log_w, beside[k], phase_of)
             low[k] |= any(p.lost for p in found)
         phases.append(found)
     return Shortfall(
@@ -361,7 +294,7 @@ should be 50(6) %
         tuple(phases),
         low,
         float(limit),
-        _regions(at, c.lattice.species, gap, low),
+        regions(at, c.lattice.species, gap, low),
     )
 
 
@@ -430,155 +363,3 @@ def _gap(log_w: np.ndarray, log_z: float | None) -> tuple[float, float]:
     others = np.log(left / (n - 1)) - (log_w.sum() - log_w) / (n - 1)
     # never negative but for rounding
     return max(float(value), 0.0), float(np.sqrt((n - 1) * others.var()))
-
-
-def _phases(part, log_w, chains, phase_of):
-    """Phases of one condition, the most drawn first, and the gap between them."""
-    everything = part if chains is None else _together(part, chains)
-    n = len(part)
-    w = np.exp(log_w - log_w.max())
-    w /= w.sum()
-    mass = np.full(n, 1 / n) + np.minimum(w, 10 / n)
-    if chains is not None:
-        mass = np.concatenate([mass, np.full(len(chains), 2 / len(chains))])
-    counts = everything.counts().cpu().numpy()
-    energy = to_numpy(everything.energy)
-    if phase_of is None:
-        labels = basins(counts, energy / part.conditions.kT[0].item(), mass)
-        names = None
-    else:
-        names, labels = np.unique(np.asarray(phase_of(everything)).astype(str), return_inverse=True)
-        if labels.shape != (len(everything),):
-            raise ValueError(
-                f"phase_of must give one label a row, {len(everything)}, got {labels.shape}"
-            )
-    out = []
-    for label in range(labels.max() + 1):
-        here = labels == label
-        x = counts[here] / part.lattice.n_sites
-        inside = here[:n].astype(float)
-        q, p = inside.mean(), float(w @ inside)
-        influence = (inside - q) / n - w * (inside - p)
-        found = None
-        if chains is not None:
-            found = _chain_share(chains, here[n:].astype(float))
-        share = mass[here] / mass[here].sum()
-        out.append(
-            PhaseShare(
-                "" if names is None else str(names[label]),
-                share @ x,
-                float(share @ energy[here] / part.lattice.n_sites),
-                Estimate(q, float(np.sqrt(q * (1 - q) / (n - 1)))),
-                weighted_mean(inside, log_w),
-                Estimate(q - p, float(np.sqrt(n / (n - 1) * influence @ influence))),
-                found,
-                bool(found is not None and q == 0 and n * found.value > _MISSED
-                     and found.value > 3 * found.error),
-            )
-        )  # fmt: skip
-    if names is None:
-        out = _named(out, part.lattice.species)
-    out.sort(key=lambda s: -s.drawn.value)
-    balance = sum(
-        s.drawn.value * np.log(s.drawn.value / max(s.expected.value, 1e-300))
-        for s in out
-        if s.drawn.value > 0
-    )
-    return tuple(out), max(float(balance), 0.0)
-
-
-def _together(part: Configurations, chains: Configurations) -> Configurations:
-    columns = ("lattice", "conditions", "occupations", "energy")
-    return Configurations.cat(
-        Configurations(**{k: getattr(p, k) for k in columns}) for p in (part, chains)
-    )
-
-
-def _chain_share(chains: Configurations, inside: np.ndarray) -> Estimate:
-    label = np.arange(len(chains)) if chains.chain is None else chains.chain.cpu().numpy()
-    mean = series_mean([inside[label == k] for k in np.unique(label)])
-    # a phase that fills all rows, or none, has no variance to see
-    return mean if np.ptp(inside) else Estimate(mean.value, 0.0)
-
-
-# ------------------------------------------------------------------ names
-def _named(found: list[PhaseShare], species) -> list[PhaseShare]:
-    names = [_name(p.composition, species) for p in found]
-    out = []
-    for k, p in enumerate(found):
-        alike = sorted(found[i].energy for i in range(len(found)) if names[i] == names[k])
-        rank = "" if len(alike) == 1 else ", lower energy" if p.energy == alike[0] else (
-            ", higher energy" if p.energy == alike[-1] else ", medium energy"
-        )  # fmt: skip
-        fields = {k: getattr(p, k) for k in p.__dataclass_fields__}
-        out.append(PhaseShare(**fields | {"name": names[k] + rank}))
-    return out
-
-
-def _name(x: np.ndarray, species) -> str:
-    """The simplest compound of about this composition, and the composition itself."""
-    fractions = ", ".join(f"x_{s} {v:.2f}" for s, v in zip(species[:-1], x[:-1], strict=True))
-    for parts in (1, 2, 3, 4):
-        counts = np.round(x * parts)
-        if counts.sum() == parts and np.abs(x - counts / parts).max() < _CLOSE:
-            atoms = {s: int(m) for s, m in zip(species, counts, strict=True) if m}
-            formula = Formula.from_dict(atoms).reduce()[0].format("metal")
-            return f"{formula}-like ({fractions})" if fractions else f"{formula}-like"
-    return fractions
-
-
-def _where(conditions: Conditions, species, rows) -> str:
-    """Box of some conditions in words; chemical potentials that never vary are left out."""
-    t = conditions.temperature[rows].numpy()
-    text = f"{t.min():.0f} K" if t.min().round() == t.max().round() else (
-        f"{t.min():.0f}-{t.max():.0f} K"
-    )  # fmt: skip
-    relative = (conditions.mu - conditions.mu[:, -1:]).numpy()[:, :-1]
-    for s, m in zip(species[:-1], relative.T, strict=True):
-        if np.ptp(m) > 1e-9:
-            low, high = (round(x, 3) + 0.0 for x in (m[rows].min(), m[rows].max()))
-            span = f"{low:+.3f}" if high - low < 5e-4 else f"{low:+.3f}..{high:+.3f}"
-            text += f", mu_{s} - mu_{species[-1]} {span} eV"
-    return text
-
-
-def _with_error(value: float, error: float) -> str:
-    """0.83(5)"""
-    if not (np.isfinite(error) and error > 0):
-        return f"{value:.3g}"
-    digits = int(np.clip(-np.floor(np.log10(error)), 0, 6))
-    if round(error * 10**digits) == 10:
-        digits = max(digits - 1, 0)
-    shown = f"{error:.0f}" if digits == 0 else f"{round(error * 10**digits)}"
-    return f"{value:.{digits}f}({shown})"
-
-
-def _percent(share: Estimate) -> str:
-    return f"{_with_error(100 * share.value, 100 * share.error)} %"
-
-
-# ------------------------------------------------------------------ regions
-def _regions(at: Conditions, species, gap: np.ndarray, low: np.ndarray) -> tuple[Region, ...]:
-    """Groups of low conditions with no other condition between neighbours."""
-    rows = np.flatnonzero(low)
-    if not len(rows):
-        return ()
-    relative = (at.mu - at.mu[:, -1:]).numpy()[:, :-1]
-    point = np.concatenate([np.log(at.temperature.numpy())[:, None], relative], 1)
-    point = point / np.maximum(np.ptp(point, axis=0), 1e-9)
-    d = ((point[rows][:, None] - point[None]) ** 2).sum(-1)
-    linked = np.zeros((len(rows), len(rows)), dtype=bool)
-    for i in range(len(rows)):
-        for j in range(i):
-            # Gabriel graph: nothing inside the sphere over the line that joins them
-            linked[i, j] = (d[i] + d[j]).min() > d[i, rows[j]] * (1 - 1e-6)
-    _, group = connected_components(coo_array(linked), directed=False)
-    total = max(gap.sum(), 1e-300)
-    found = []
-    for g in range(group.max() + 1):
-        members = rows[group == g]
-        worst = int(members[np.argmax(gap[members])])
-        found.append(
-            Region(members, _where(at, species, members), float(gap[members].sum() / total), worst)
-        )
-    return tuple(sorted(found, key=lambda r: -r.share))

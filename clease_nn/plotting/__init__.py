@@ -18,6 +18,7 @@ from clease_nn.plotting.free_energies import free_energy
 from clease_nn.plotting.maps import condition_map, heat_capacity_map, ness_map
 from clease_nn.plotting.phases import boundary_points, phase_diagram
 from clease_nn.plotting.samples import ground_states, histogram, symmetry
+from clease_nn.plotting.shortfall import gap_map, phase_shares
 from clease_nn.plotting.states import density_of_states
 from clease_nn.plotting.structures import hull, structures
 from clease_nn.plotting.style import figure
@@ -32,6 +33,7 @@ __all__ = [
     "density_of_states",
     "figure",
     "free_energy",
+    "gap_map",
     "ground_states",
     "heat_capacity",
     "heat_capacity_map",
@@ -40,6 +42,7 @@ __all__ = [
     "isotherms",
     "ness_map",
     "phase_diagram",
+    "phase_shares",
     "pick_samples",
     "sampled_configurations",
     "short_range_order",
