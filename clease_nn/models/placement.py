@@ -134,7 +134,9 @@ def place_windows(
     Cell vectors of the small lattice are divided into repeats of the parent lattice
     (:func:`window_repeats`). Copies start every ``stride`` repeats as far as the larger cell
     reaches and wrap around where it is periodic; where it is not, none reaches over an end and
-    the last touches it. The larger cell need be no multiple of the small one.
+    the last touches it. Along a cell vector after which the larger lattice repeats, the window is
+    as wide as that: one start will do, without a margin. The larger cell need be no multiple of
+    the small one.
 
     Parameters
     ----------
@@ -158,13 +160,15 @@ def place_windows(
     window, cell = _Atoms(small), _Atoms(large)
     units, repeats = zip(*(_repeat(window, axis) for axis in range(3)), strict=True)
     positions = window.wrapped() + _origin(small, large, window, cell)
-    starts, open_axes = [], []
+    starts, open_axes, margin = [], [], list(margin)
     basis = np.array([v if u is None else u for u, v in zip(units, window.cell, strict=True)])
     for axis in range(3):
-        is_open = bool((np.abs(cell.fractional(window.cell[axis]))[~cell.periodic] > 1e-6).any())
+        turns = cell.fractional(window.cell[axis])
+        is_open = bool((np.abs(turns)[~cell.periodic] > 1e-6).any())
         open_axes.append(is_open)
-        if units[axis] is None:
+        if units[axis] is None or (np.abs(turns - np.round(turns)) < 1e-6).all() and not is_open:
             starts.append(np.zeros(1, dtype=int))
+            margin[axis] = 0
         elif is_open:
             starts.append(_starts_between_ends(positions, window, cell, units[axis], stride[axis]))
         else:
