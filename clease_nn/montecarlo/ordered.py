@@ -23,6 +23,7 @@ __all__ = ["OrderedPhases", "ordered_phases"]
 
 _DIGITS = 7  # energies per site (eV) that agree to so many digits are those of one phase
 _VARIANTS = 512  # configurations of one phase that are kept, at most
+_EQUAL = 1e-6  # eV; translations of a configuration differ by less
 _FEW = 16  # with fewer variants than that translations are added
 _KEPT = 4096  # configurations of one small cell that are kept, at most
 _POTENTIALS = 256  # chemical potentials that are looked at, at most
@@ -142,7 +143,9 @@ def ordered_phases(
         variants = every[phase == g]
         if len(variants) < _FEW:  # given or quenched: their translations belong to the phase
             moved = lattice.random_translations(min(4 * lattice.n_sites, _VARIANTS), rng)
-            variants = np.unique(variants[:, moved].reshape(-1, lattice.n_sites), axis=0)
+            images = np.unique(variants[:, moved].reshape(-1, lattice.n_sites), axis=0)
+            alike = np.abs(engine.energies(images) - energy[phase == g].min()) < _EQUAL
+            variants = np.unique(np.concatenate([variants, images[alike]]), axis=0)
         rows.append(variants[rng.permutation(len(variants))[:_VARIANTS]])
     occupations = torch.from_numpy(np.concatenate(rows))
     number = np.repeat(np.arange(len(rows)), [len(r) for r in rows])

@@ -14,7 +14,7 @@ from clease_nn.cost import Cost
 from clease_nn.statistics import Estimate
 from clease_nn.warnings import ChainWarning
 
-__all__ = ["TemperingResult"]
+__all__ = ["TemperingResult", "named"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class TemperingResult:
         if self.frozen is not None and self.frozen.any():
             warnings.warn(
                 f"{int(self.frozen.sum())} of {len(self.frozen)} chains were frozen when the "
-                f"measured part began: {self._named(np.flatnonzero(self.frozen))}. Use "
+                f"measured part began: {named(self.conditions, np.flatnonzero(self.frozen))}. Use "
                 "start='ordered', a longer burn-in or a denser grid",
                 ChainWarning,
                 stacklevel=3,
@@ -101,19 +101,26 @@ class TemperingResult:
             bad = bad[np.argsort(-short[bad], kind="stable")]
             warnings.warn(
                 f"ln Z lies below its rigorous lower bound at {len(bad)} of {len(self.conditions)} "
-                f"conditions, by up to {short[bad[0]]:.2f}: {self._named(bad)}: the chains missed "
-                "the stable phase there. Use start='ordered' or start from configurations of that "
-                "phase, a denser grid or more steps",
+                f"conditions, by up to {short[bad[0]]:.2f}: {named(self.conditions, bad)}: the "
+                "chains missed the stable phase there. Use start='ordered', start from "
+                "configurations of that phase, use a denser grid or more steps",
                 ChainWarning,
                 stacklevel=3,
             )
 
-    def _named(self, rows: np.ndarray, most: int = 5) -> str:
-        """Some conditions in words."""
-        named = [
-            f"{float(self.conditions.temperature[k]):.0f} K, mu "
-            f"{np.round(self.conditions.mu[k].numpy(), 6).tolist()} eV"
-            for k in rows[:most]
-        ]
-        rest = len(rows) - len(named)
-        return "; ".join(named) + (f" and {rest} more" if rest > 0 else "")
+
+def named(conditions: Conditions, rows: np.ndarray, most: int = 5) -> str:
+    """Some conditions in words, for warnings.
+
+    Examples
+    --------
+    >>> named(Conditions([300.0, 400.0], [[0.0, 0.1]] * 2), np.array([0, 1]), most=1)
+    '300 K, mu [0.0, 0.1] eV and 1 more'
+    """
+    words = [
+        f"{float(conditions.temperature[k]):.0f} K, mu "
+        f"{np.round(conditions.mu[k].cpu().numpy(), 6).tolist()} eV"
+        for k in rows[:most]
+    ]
+    rest = len(rows) - len(words)
+    return "; ".join(words) + (f" and {rest} more" if rest > 0 else "")

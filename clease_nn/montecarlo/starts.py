@@ -100,7 +100,7 @@ def ordered_start(
     grown: np.ndarray | None = None,
     given: np.ndarray | None = None,
 ) -> tuple[np.ndarray, OrderedPhases, Cost]:
-    r"""Begin every chain in the best phase known, every other one in the second best.
+    r"""Begin every chain in the best phase known; near coexistences from both sides.
 
     Candidates of a condition are the two ordered phases of lowest ``E - mu.N``
     (:func:`~clease_nn.montecarlo.ordered.ordered_phases`, each in a random one of its variants),
@@ -109,10 +109,9 @@ def ordered_start(
 
     .. math:: F = \langle E - \mu N \rangle + k_B T \sum_i \sum_a p_{ia} \ln p_{ia}
 
-    with the mean probabilities ``p`` of every site. Conditions of even sum of grid indices begin
-    with the lowest, the odd ones with the lowest of the candidates that have another
-    composition or energy, unless it lies higher by more than 0.1 kT a site: where phases coexist,
-    neighbours approach it from both sides.
+    with the mean probabilities ``p`` of every site. The lowest is taken; but where another one, of
+    another composition or energy, lies less than 0.1 kT a site higher, neighbours on the grid
+    take the two in turn: where phases coexist, chains come from both sides.
 
     Parameters
     ----------
@@ -155,7 +154,7 @@ def ordered_start(
 
 
 def _from_both_sides(basins: list[Basin], conditions: Conditions, n_sites: int, shape):
-    """Candidate of every condition: the best, in turn with the best of another phase."""
+    """Candidate of every condition: the best, or in turn with the best of another phase."""
     kT = conditions.kT.cpu().numpy()
     mu = conditions.mu.cpu().numpy()
     free = np.stack([b.grand_energy - kT * b.entropy for b in basins])
@@ -167,6 +166,11 @@ def _from_both_sides(basins: list[Basin], conditions: Conditions, n_sites: int, 
     other = moved | (np.abs(energy - energy[best, rows]) > _ENTROPY * kT * n_sites)
     near = free - free[best, rows] < _ENTROPY * kT * n_sites
     alternative = np.where(other & near, free, np.inf)
+    second = alternative.argmin(0)
+    # the two in an order that neighbours share: by composition, by energy where it is the same
+    label = counts @ np.arange(counts.shape[2])
+    apart = label[second, rows] - label[best, rows]
+    swapped = np.where(moved[second, rows], apart, energy[second, rows] - energy[best, rows]) < 0
     odd = np.stack(np.unravel_index(rows, shape)).sum(0) % 2 == 1
-    use = odd & np.isfinite(alternative.min(0))
-    return np.where(use, alternative.argmin(0), best)
+    use = (odd != swapped) & np.isfinite(alternative.min(0))
+    return np.where(use, second, best)

@@ -58,7 +58,7 @@ class ParallelTempering:
         ``"grow"``: equilibrate smaller periodic cells and copy them into the larger, in stages
         (cluster expansions on more than 32 sites that have subcells; random otherwise).
         ``"ordered"``: grow, search the ordered phases of all small cells as well, and begin
-        every chain in the best of these, every other one in the second best
+        every chain in the best of these, near coexistences from both sides
         (:func:`~clease_nn.montecarlo.starts.ordered_start`): for large cells, where chains do
         not cross from phase to phase by themselves. Configurations, or Atoms of this
         supercell: the same with these among the phases.

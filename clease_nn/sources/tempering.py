@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 
@@ -11,12 +14,20 @@ from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.montecarlo import ParallelTempering, heat_bath_probabilities
+from clease_nn.montecarlo.moves import Move
+from clease_nn.montecarlo.result import named
 from clease_nn.montecarlo.spacing import equalise_spacing
 from clease_nn.objectives import CompleteBatch, MaskedBatch
 from clease_nn.sources.abstract import AbstractSource
 from clease_nn.sources.masking import random_known_sites
+from clease_nn.warnings import ChainWarning
 
 __all__ = ["ParallelTemperingSource"]
+
+_FLOOR = 0.3  # of its even share that every chain keeps, wherever the gap is
+_MOVES_AFTER = 200  # batches; before, the model's proposals are hardly accepted
+_MOVE_INTERVAL = 20  # batches between the moves of the model
+_MOVE_ROWS = 64  # chains that they are tried on, drawn evenly
 
 
 class ParallelTemperingSource(AbstractSource):
@@ -27,6 +38,9 @@ class ParallelTemperingSource(AbstractSource):
     the unknown sites averaged over ``target_sweeps`` sweeps with the known sites clamped
     (Rao-Blackwell). Models that draw in a fixed order are given the whole configurations.
 
+    Chains that remain frozen in defects are replaced before the first batch; a ChainWarning names
+    the conditions of those that stay so.
+
     Parameters
     ----------
     ensemble, lattice, box
@@ -36,7 +50,35 @@ class ParallelTemperingSource(AbstractSource):
     burn_in : int
         Exchange steps before and after the conditions are spaced
         (:func:`~clease_nn.montecarlo.spacing.equalise_spacing`), all before the first batch.
+    start : str, Configurations or list of ase.Atoms
+        As of :class:`~clease_nn.montecarlo.ParallelTempering`; ``"ordered"`` for large cells.
+    moves : callable, optional
+        ``moves(model, ensemble, lattice)`` gives the :class:`~clease_nn.montecarlo.moves.Move`
+        objects by which the model that is trained helps the chains across, such as
+        :class:`~clease_nn.sampling.BlockMoves`; asked once for each model. From the 200th batch
+        on, 64 random chains try each of them every 20 batches. Each move is exact; that the model
+        learns from the same chains makes a small difference, as in all adaptive Monte Carlo, that
+        fades as the model settles. Moves with ``state_dict`` are resumed with the source.
     seed : int or numpy.random.SeedSequence
+
+    Attributes
+    ----------
+    shares : ndarray, shape (chains,)
+        Share of the rows of a batch that each chain has on average, see :meth:`focus`.
+    move_acceptance : float
+        Share of the moves of the model that were accepted; nan before the first.
+
+    Examples
+    --------
+    >>> from clease_nn.energies.ising import ising_energy
+    >>> lattice = Lattice.square(3)
+    >>> box = ConditionRange((20000, 60000), [-0.5], [0.5], [[-1.0, 1.0]])
+    >>> source = ParallelTemperingSource(
+    ...     SemiGrandCanonical(ising_energy(lattice)), lattice, box, shape=(4, 4), burn_in=2
+    ... )
+    >>> source.focus(box.at([[0.0, 0.5]]), np.array([0.3]))
+    >>> bool(np.allclose(source.shares, 1 / 16))  # measured at one place: no reason to choose
+    True
     """
 
     def __init__(
@@ -49,6 +91,8 @@ class ParallelTemperingSource(AbstractSource):
         sweeps: int = 2,
         target_sweeps: int = 24,
         burn_in: int = 50,
+        start: str | Configurations | Sequence = "grow",
+        moves: Callable[..., Sequence[Move]] | None = None,
         seed: int | np.random.SeedSequence = 0,
     ):
         sequence = (
@@ -70,31 +114,160 @@ class ParallelTemperingSource(AbstractSource):
             sweeps_per_exchange=sweeps,
             jitter=True,
             seed=chains_seed,
+            start=start,
         )
         self._evaluations = 0
         self._burn_in = burn_in
+        self._batches = 0
+        self._gap: tuple[Conditions, np.ndarray] | None = None
+        self._shares: np.ndarray | None = None
+        self._moves, self._moves_of = moves, None
+        self._made: list[Move] = []
+        self._move_states: list | None = None
+        self._moved = np.zeros(2, dtype=np.int64)
 
     def _advance(self) -> None:
         if self._burn_in:
-            for _ in range(self._burn_in):
-                self.tempering.step()
-            if hasattr(self.ensemble.energy, "flip_energies"):
-                self.tempering.thaw()
-            if self.box.n_axes:
-                equalise_spacing(self.tempering, self.box, self._burn_in, self.rng)
-                for _ in range(self._burn_in):
-                    self.tempering.step()
+            self._settle(self._burn_in)
             self._burn_in = 0
         self.tempering.step()
 
+    def _settle(self, steps: int) -> None:
+        """Burn in, space the conditions, replace frozen chains, and see that none stays so."""
+        chains = self.tempering
+        cheap = hasattr(self.ensemble.energy, "flip_energies")
+        for _ in range(steps):
+            chains.step()
+        if cheap:
+            chains.thaw()
+        if self.box.n_axes:
+            equalise_spacing(chains, self.box, steps, self.rng)
+            for _ in range(steps):
+                chains.step()
+        if cheap and chains.thaw().mask.any():
+            for _ in range(steps):
+                chains.step()
+            frozen = chains.thaw().mask
+            if frozen.any():
+                warnings.warn(
+                    f"{int(frozen.sum())} of {len(frozen)} chains froze again after they had been "
+                    f"replaced: {named(chains.conditions, np.flatnonzero(frozen))}. Begin with "
+                    "start='ordered', use more chains or a longer burn-in",
+                    ChainWarning,
+                    stacklevel=4,
+                )
+        self._share_out()
+
+    # ------------------------------------------------------------------ where rows come from
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of the rows of a batch that each chain has on average; they sum to one."""
+        n = len(self.tempering.conditions)
+        return np.full(n, 1 / n) if self._shares is None else self._shares.copy()
+
+    def focus(self, conditions: Conditions, gap: np.ndarray) -> None:
+        """Draw rows of later batches in proportion to the KL gap that was measured.
+
+        The gap is interpolated to the conditions of the chains (inverse squared distance in 1/kT
+        and the chemical potentials, both in units of the range); negative ones count as zero.
+        Every chain keeps 30 % of its even share. Only how often a condition is trained on
+        changes: targets at each condition are what they were, so that the minimum of the
+        objective is, condition by condition, the same.
+
+        Parameters
+        ----------
+        conditions : Conditions
+            Where it was measured.
+        gap : ndarray, shape (conditions,)
+            In nats. What is not finite is left out.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many gaps as conditions, or the chemical potentials are of another
+            number of species.
+        """
+        gap = np.asarray(gap, dtype=float)
+        if gap.shape != (len(conditions),):
+            raise ValueError(
+                f"focus needs one gap for each of the {len(conditions)} conditions, got an array "
+                f"of shape {gap.shape}"
+            )
+        if conditions.mu.shape[1] != self.lattice.n_species:
+            raise ValueError(
+                f"the conditions have {conditions.mu.shape[1]} chemical potentials, the lattice "
+                f"{self.lattice.n_species} species"
+            )
+        finite = np.isfinite(gap)
+        self._gap = None
+        if finite.any():
+            picked = torch.from_numpy(np.flatnonzero(finite))
+            self._gap = (conditions[picked], np.maximum(gap[finite], 0.0))
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """Shares of the chains at their present conditions."""
+        self._shares = None
+        if self._gap is None:
+            return
+        where, gap = self._gap
+        at = self._scaled(self.tempering.conditions)
+        distance = ((at[:, None] - self._scaled(where)[None]) ** 2).sum(2)
+        weight = 1.0 / (distance + 1e-6)
+        wanted = (weight * gap).sum(1) / weight.sum(1)
+        if wanted.sum() > 0:
+            self._shares = _FLOOR / len(at) + (1 - _FLOOR) * wanted / wanted.sum()
+
+    def _scaled(self, conditions: Conditions) -> np.ndarray:
+        """1/kT and chemical potentials in units of the range, shape (conditions, 1 + axes)."""
+        cold, hot = 1.0 / np.array(self.box.temperature)
+        beta = 1.0 / conditions.temperature.cpu().numpy()
+        x = (self.box.coordinates(conditions) - self.box.low) / (self.box.high - self.box.low)
+        return np.concatenate([((beta - hot) / (cold - hot))[:, None], x], 1)
+
+    def _rows(self, size: int) -> np.ndarray:
+        """Chains of a batch in random order: each as often as its share asks, up to one row."""
+        n = len(self.tempering.conditions)
+        if self._shares is None:
+            return self.rng.choice(n, size, replace=size > n)
+        order = self.rng.permutation(n)
+        ends = np.cumsum(self._shares[order]) * size
+        places = np.arange(size) + self.rng.random()
+        rows = order[np.minimum(np.searchsorted(ends, places, side="right"), n - 1)]
+        return self.rng.permutation(rows)
+
+    # ------------------------------------------------------------------ help of the model
+    @property
+    def move_acceptance(self) -> float:
+        """Share of the moves of the model that were accepted; nan before the first."""
+        return float(self._moved[0] / self._moved[1]) if self._moved[1] else float("nan")
+
+    def _let_model_move(self, model: AbstractOccupationModel) -> None:
+        if self._moves is None or self._batches < _MOVES_AFTER or self._batches % _MOVE_INTERVAL:
+            return
+        if self._moves_of is not model:
+            self._moves_of = model
+            self._made = list(self._moves(model, self.ensemble, self.lattice))
+            for move, state in zip(self._made, self._move_states or (), strict=False):
+                if state is not None:
+                    move.load_state_dict(state)
+            self._move_states = None
+        n = len(self.tempering.conditions)
+        for move in self._made:
+            rows = self.rng.choice(n, min(_MOVE_ROWS, n), replace=False)
+            accepted = self.tempering.apply(move, rows)
+            self._moved += int(accepted.sum()), len(rows)
+
+    # ------------------------------------------------------------------ batches
     def batch(self, size: int, model: AbstractOccupationModel) -> MaskedBatch | CompleteBatch:
         """The next ``size`` rows; all chains move on first.
 
         Masked for models of any order, complete for the others.
         """
         self._advance()
-        n_chains = len(self.tempering.conditions)
-        rows = self.rng.choice(n_chains, size, replace=size > n_chains)
+        self._let_model_move(model)
+        self._batches += 1
+        rows = self._rows(size)
         full = torch.as_tensor(self.tempering.occupations[rows])
         conditions: Conditions = self.tempering.conditions[torch.as_tensor(rows)]
         if not model.any_order:
@@ -140,13 +313,28 @@ class ParallelTemperingSource(AbstractSource):
         return self._evaluations + self.tempering.energy_evaluations
 
     def state_dict(self) -> dict:
-        """Chains, generators and counters."""
+        """Chains, generators, counters, the measured gap and the state of moves that have one."""
+        states = self._move_states
+        if self._made:
+            states = [m.state_dict() if hasattr(m, "state_dict") else None for m in self._made]
+        gap = None
+        if self._gap is not None:
+            where, values = self._gap
+            gap = {
+                "temperature": where.temperature.numpy().copy(),
+                "mu": where.mu.numpy().copy(),
+                "gap": values.copy(),
+            }
         return {
             "tempering": self.tempering.state_dict(),
             "rng": self.rng.bit_generator.state,
             "orders": self.orders.get_state(),
             "evaluations": self._evaluations,
             "burn_in": self._burn_in,
+            "batches": self._batches,
+            "gap": gap,
+            "moves": states,
+            "moved": self._moved.copy(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -156,3 +344,12 @@ class ParallelTemperingSource(AbstractSource):
         self.orders.set_state(state["orders"])
         self._evaluations = int(state["evaluations"])
         self._burn_in = int(state["burn_in"])
+        self._batches = int(state.get("batches", 0))
+        gap = state.get("gap")
+        self._gap = None
+        if gap is not None:
+            self._gap = (Conditions(gap["temperature"], gap["mu"]), np.array(gap["gap"]))
+        self._share_out()
+        self._made, self._moves_of = [], None
+        self._move_states = state.get("moves")
+        self._moved = np.array(state.get("moved", (0, 0)), dtype=np.int64)
