@@ -182,6 +182,35 @@ def test_interrupts_inside_a_step_resume_exactly(tmp_path):
     assert resumed.metadata["validation"] == whole.metadata["validation"]
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_second_interrupt_leaves_the_source_where_the_weights_are(tmp_path, where):
+    """Two SIGINT within a step stop at once; the step is done again, bitwise, when resumed."""
+    whole = quick_fit(binary(), 8, seed=2)
+    calls = []
+
+    def twice(gradient=None):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    @wraps(any_order_cross_entropy)
+    def objective(model, batch):
+        loss, metrics = any_order_cross_entropy(model, batch)
+        calls.append(1)
+        if len(calls) == 6:  # one call compiles, so this is inside step 5
+            if where == "forward":
+                twice()
+            loss.register_hook(twice)
+        return loss, metrics
+
+    path = tmp_path / "c"
+    with pytest.warns(TrainingWarning, match="interrupted after 4 steps"):
+        part = quick_fit(binary(), 8, seed=2, checkpoint=path, objective=objective)
+    assert part.metadata["validation"] is None  # skipped
+    resumed = quick_fit(binary(), 8, seed=2, checkpoint=path)
+    for p, q in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_a_failing_checkpoint_does_not_stop_training(tmp_path, monkeypatch):
     """A full disk is a warning; the model is returned."""
 

@@ -93,7 +93,7 @@ def fit(
         resumable on one machine, thread count and number of processes.
     target_ness : float, optional
         Stop once the mean NESS of a look (8 looks a run) reaches it. Looks take few draws and read
-        NESS too high; one that reaches the target is repeated with 128 draws a condition.
+        NESS too high; one that reaches the target is repeated with eight times as many.
     seed : int
     model : AbstractOccupationModel, optional
         Start from this one (its weights are changed in place).

@@ -12,18 +12,17 @@ from clease_nn.configurations import Configurations
 from clease_nn.diagnostics import validate
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
-from clease_nn.models import AbstractOccupationModel, AnyOrderARM
-from clease_nn.models.orders import Coloured, OneByOne
+from clease_nn.models import AbstractOccupationModel
 
-__all__ = ["CONDITIONS", "distinct", "focus_map", "look", "spread"]
+__all__ = ["CONDITIONS", "distinct", "draws", "focus_map", "look", "spread"]
 
 CONDITIONS = 16
 """Conditions of a look."""
 
-_DRAWS = 16
-_SURE_DRAWS = 128  # before a run is ended by what a look has seen
-_ONE_BY_ONE = 128  # sites up to which a look draws one by one
-_NOISE = 0.5  # of the logarithm of a gap that was measured by _DRAWS draws
+_DRAWS, _FEWEST = 16, 4
+_LARGE = 512  # sites from which on there are fewer draws
+_SURE = 8  # times as many before a run is ended by what a look has seen
+_NOISE = 2.0  # of the logarithm of a gap, over the root of the number of draws
 
 
 def spread(box: ConditionRange, n: int, skip: int = 0) -> Conditions:
@@ -39,17 +38,9 @@ def distinct(c: Configurations) -> Conditions:
     return c.conditions[torch.as_tensor(np.sort(first))]
 
 
-def quick(model: AbstractOccupationModel, lattice: Lattice) -> AbstractOccupationModel:
-    """The same network on the CPU, drawing sites of a large lattice in few passes.
-
-    NESS reads somewhat lower so, never higher.
-    """
-    if next(model.parameters()).device.type != "cpu":
-        model = copy.deepcopy(model).cpu()
-    plain = type(model) is AnyOrderARM and model.gate is None and model.order == OneByOne()
-    if plain and lattice.n_sites > _ONE_BY_ONE:
-        model = AnyOrderARM(model.network, order=Coloured())
-    return model.eval()
+def draws(n_sites: int) -> int:
+    """Draws at each condition of a look: fewer on large lattices, for about the same cost."""
+    return int(np.clip(_DRAWS * _LARGE / n_sites, _FEWEST, _DRAWS))
 
 
 def look(
@@ -63,6 +54,8 @@ def look(
 ) -> dict:
     """NESS and KL gap of a few draws at 16 conditions, JSON-ready: a look, not a result.
 
+    Drawn on the CPU, in the passes that the model draws in.
+
     Parameters
     ----------
     before : int
@@ -70,12 +63,15 @@ def look(
     target_ness : float, optional
         A mean NESS that reaches it is measured again with more draws.
     """
-    model = quick(model, lattice)
+    if next(model.parameters()).device.type != "cpu":
+        model = copy.deepcopy(model).cpu()
+    n = draws(lattice.n_sites)
     where = spread(box, CONDITIONS, CONDITIONS * before)
-    report = validate(model, ensemble, None, where, _DRAWS, rng, lattice=lattice)
+    report = validate(model, ensemble, None, where, n, rng, lattice=lattice)
     if target_ness is not None and report.ness.mean() >= target_ness:
-        report = validate(model, ensemble, None, where, _SURE_DRAWS, rng, lattice=lattice)
+        report = validate(model, ensemble, None, where, _SURE * n, rng, lattice=lattice)
     return {
+        "draws": n,
         "temperature": where.temperature.tolist(),
         "mu": where.mu.tolist(),
         "gap": report.reverse_kl.tolist(),
@@ -87,13 +83,14 @@ def focus_map(looks: list[dict]) -> tuple[Conditions, np.ndarray]:
     """Where the model was bad, from all looks: conditions, and KL gaps in nats.
 
     Gaps of earlier looks are brought to the mean of the last one, since the model has improved;
-    all are drawn towards their geometric mean by the share of their spread that 16 draws make.
+    all are drawn towards their geometric mean by the share of their spread that noise alone
+    would make.
     """
     level = np.mean(looks[-1]["gap"])
     relative = [np.array(entry["gap"]) / max(np.mean(entry["gap"]), 1e-12) for entry in looks]
     log_gap = np.log(np.maximum(np.concatenate(relative), 1e-2))
     spread_of = log_gap.var()
-    shrink = max(0.0, 1.0 - _NOISE**2 / spread_of) if spread_of > 0 else 0.0
+    shrink = max(0.0, 1.0 - _NOISE**2 / looks[-1]["draws"] / spread_of) if spread_of > 0 else 0.0
     mean = log_gap.mean()
     gap = level * np.exp(mean + shrink * (log_gap - mean))
     temperature = np.concatenate([entry["temperature"] for entry in looks])
