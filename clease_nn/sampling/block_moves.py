@@ -325,7 +325,10 @@ class BlockMoves:
             "rng": self.rng.get_state().clone(),
             "network_passes": self.network_passes,
             "energy_evaluations": self.energy_evaluations,
-            "table": {key: [a.copy() for a in vars(t).values()] for key, t in self._table.items()},
+            "table": [
+                np.stack(column)
+                for column in zip(*(vars(t).values() for t in self._table.values()), strict=True)
+            ],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -333,9 +336,9 @@ class BlockMoves:
         self.rng.set_state(state["rng"])
         self.network_passes = int(state["network_passes"])
         self.energy_evaluations = int(state["energy_evaluations"])
-        self._table = {
-            key: _Tally(*(np.array(a, dtype=float) for a in v)) for key, v in state["table"].items()
-        }
+        rows = zip(*(np.array(column, dtype=float) for column in state["table"]), strict=True)
+        tallies = [_Tally(*(a.copy() for a in row)) for row in rows]
+        self._table = {t.condition.tobytes(): t for t in tallies}
 
 
 def rows_together(lattice: Lattice) -> int:
