@@ -76,11 +76,14 @@ class Shortfall:
         worst = f"NESS {self.ness[k]:.2f}, gap {with_error(self.gap[k], self.gap_error[k])} nats"
         if len(region.rows) > 1:
             worst = f"worst {self.where(k)}: {worst}"
-        verb = "carry" if len(region.rows) > 1 else "carries"
-        text = (
-            f"{region.where}: {len(region.rows)} of {len(self.n)} conditions {verb} "
-            f"{region.share:.0%} of the KL gap; {worst}"
-        )
+        if len(region.rows) == len(self.n):
+            text = f"{region.where}: all {len(self.n)} conditions; {worst}"
+        else:
+            verb = "carry" if len(region.rows) > 1 else "carries"
+            text = (
+                f"{region.where}: {len(region.rows)} of {len(self.n)} conditions {verb} "
+                f"{region.share:.0%} of the KL gap; {worst}"
+            )
         if len(self.phases[k]) > 1 and self.gap[k] > 0:
             text += f", {min(self.balance[k] / self.gap[k], 1):.0%} of it wrong balance of phases"
         told = sorted(self.phases[k], key=lambda p: (not p.lost, -abs(p.excess.value)))
@@ -109,7 +112,7 @@ class Shortfall:
         if effective >= _WANTED:
             return first
         return (
-            f"{first}; until then draw {_WANTED / effective:.1f} times as many there for {_WANTED} "
+            f"{first}; until then draw {_WANTED / effective:.2g} times as many there for {_WANTED} "
             "effective samples"
         )
 
@@ -185,8 +188,8 @@ class Shortfall:
                 f"conditions, KL gap {self.gap.mean():.3f} nats on average"
             )
         lines = [
-            f"{int(self.low.sum())} of {len(self.n)} conditions are low (NESS below "
-            f"{self.limit:g} or as bad a gap, or a phase lost); NESS mean {self.ness.mean():.2f}, "
+            f"{int(self.low.sum())} of {len(self.n)} conditions low (NESS below {self.limit:g} or "
+            f"as bad a gap, or a phase lost); NESS mean {self.ness.mean():.2f}, "
             f"KL gap {self.gap.mean():.3f} nats on average"
         ]
         for k, region in enumerate(self.regions[:_SHOWN]):

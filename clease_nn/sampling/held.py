@@ -154,9 +154,11 @@ def complete_with_numbers(
     numbers: Sequence[tuple[Sequence[int], Mapping[str, int]]],
     rng: torch.Generator,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     threads: int = 1,
     precision: str = "float32",
+    executor=None,
+    progress: bool = False,
 ) -> Configurations:
     """Complete configurations in which groups of sites carry given numbers of each species.
 
@@ -175,7 +177,7 @@ def complete_with_numbers(
         each species, all of them together; the groups have no site in common.
     rng : torch.Generator
         On the CPU; its state fixes the result.
-    model, ensemble, batch_size, threads, precision
+    model, ensemble, batch_size, threads, precision, executor, progress
         As for :func:`~clease_nn.sampling.sample`.
 
     Returns
@@ -241,6 +243,8 @@ def complete_with_numbers(
         batch_size=batch_size,
         threads=threads,
         precision=precision,
+        executor=executor,
+        progress=progress,
     )
     steps = torch.where(c.step < 0, c.step, c.step + 1)
     steps[:, placed] = 0
