@@ -324,21 +324,32 @@ class _Task:
             number = int(min(np.ceil(number * factor), max_steps))
         return fractions, found
 
+    def weighted(self, drawn: Configurations, target: Conditions) -> Configurations:
+        """Draws as they are, scored at another condition."""
+        c = Configurations(
+            self.lattice, target.repeat(len(drawn)), drawn.occupations, log_prob=drawn.log_prob
+        )
+        log_target = self.ensemble.log_weight(c, drawn.energy)
+        return replace(c, energy=drawn.energy, log_target=log_target)
+
     def run(
         self, at: Conditions | None, target: Conditions, fractions: np.ndarray, n: int
     ) -> tuple[Configurations, dict]:
         """``n`` rows at the target, and what is to be known of their path."""
         path = interpolate(at, target, fractions)
         rows = max(1, _AT_ONCE // (self.lattice.n_sites * self.population))
-        rng = np.random.default_rng(self.seed())
         parts, walks, start_weights = [], [], []
         for size in _sizes(n, rows):
             drawn = self.draw(at, target, size * self.population)
+            start_weights.append(_log_start(drawn, at))
+            if len(path) == self.population == 1:  # nothing moves: draws of the start, weighted
+                parts.append(self.weighted(drawn, target))
+                continue
             walk = self.walk(drawn, path[0])
+            rng = np.random.default_rng(self.seed())
             walk.follow(path, self.population, rng)
             parts.append(walk.finish(self.population, rng))
             walks.append(walk)
-            start_weights.append(_log_start(drawn, at))
             self.cost += walk.cost
         c = Configurations.cat(parts)
         log_start = np.concatenate(start_weights)
@@ -354,8 +365,7 @@ class _Task:
             "move_acceptance": _share((w.moved, w.tried) for w in walks),
         }
         if self.population == 1:
-            factor = np.concatenate([w.log_weight for w in walks]) - log_start
-            told["path_ness"] = conditional_ess(factor, log_start)
+            told["path_ness"] = conditional_ess(c.log_weight.numpy() - log_start, log_start)
         else:
             told["resamplings"] = float(np.mean(np.concatenate([w.resampled for w in walks])))
             told["survivors"] = float(np.mean(np.concatenate([w.survivors for w in walks])))
@@ -374,7 +384,7 @@ def _same(a: Conditions, b: Conditions) -> bool:
 
 def _share(pairs: Iterable[tuple[int, int]]) -> float | None:
     """Share of what was tried, None where nothing was."""
-    some, tried = np.sum(list(pairs), 0)
+    some, tried = np.sum([(0, 0), *pairs], 0)
     return float(some / tried) if tried else None
 
 
@@ -471,7 +481,7 @@ def _doubt(p: dict, task: _Task) -> str:
     text = (
         f"T = {p['temperature']:g} K, mu = {np.round(p['mu'], 4).tolist()} eV: NESS {p['ness']:.3f}"
     )
-    if p["start_ness"] < 0.5 and p["start_ness"] < p.get("path_ness", 1.0):
+    if p["start_ness"] < max(_FEWEST_EFFECTIVE, p.get("path_ness", 0.0)):
         return (
             f"{text}, of the start {p['start_ness']:.3f}: start where the model is better, such as "
             "a higher temperature, or train it there"
