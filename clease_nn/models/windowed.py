@@ -95,7 +95,8 @@ class WindowedModel(AbstractOccupationModel):
         self.margin = self._along_each("margin", margin, [(n - 1) // 2 for n in self.repeats], 0)
         widths = [n - 2 * m for n, m in zip(self.repeats, self.margin, strict=True)]
         if stride is None:
-            stride = [max(1, w - max(1, n // 3)) for w, n in zip(widths, self.repeats, strict=True)]
+            thirds = [max(1, n - max(1, n // 3)) for n in self.repeats]
+            stride = [min(w, third) for w, third in zip(widths, thirds, strict=True)]
         self.stride = self._along_each("stride", stride, widths, 1)
         self._placed: dict[str, tuple[Tensor, Tensor]] = {}
 
