@@ -15,7 +15,7 @@ from clease_nn.networks import MLP, LatticeConvolution, MaskedMLP
 from clease_nn.objectives import MarginalConsistency, Reinforce, cross_entropy
 from clease_nn.schedules import Annealing, RandomWalk, UniformRandom
 from clease_nn.sources import GeneratedSource, GibbsSource, ReplaySource
-from clease_nn.training import Stage
+from clease_nn.training import Stage, process_seed
 
 __all__ = ["recipe", "recipes"]
 
@@ -56,6 +56,7 @@ def recipe(
     ensemble, lattice, box
         As for ``fit``.
     seed : int
+        The same in all processes that train together; their sources differ all the same.
 
     Returns
     -------
@@ -82,7 +83,7 @@ def recipe(
     weights, own = np.random.SeedSequence([seed, len(name)]).spawn(2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(weights.generate_state(1)[0]))
-        return _RECIPES[name](ensemble, lattice, box, own)
+        return _RECIPES[name](ensemble, lattice, box, process_seed(own))
 
 
 def recipes() -> tuple[str, ...]:

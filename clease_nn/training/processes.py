@@ -88,7 +88,10 @@ class Processes:
         """The module with its gradients averaged over the processes, from rank 0's weights on."""
         if self.size == 1:
             return module
-        # an objective may leave parts of a model out
+        # an objective may leave parts of a model out; one that is always left out keeps torch from
+        # complaining where none is
+        device = next(module.parameters()).device
+        module.register_parameter("left_out", nn.Parameter(torch.zeros((), device=device)))
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
     def largest(self, numbers: Sequence[float]) -> list[float]:
