@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -58,8 +59,13 @@ class AbstractNetwork(nn.Module, ABC):
         return n_sites * self.n_weights
 
     def bytes_per_row(self, n_sites: int) -> int:
-        """Roughly how much memory the logits of one configuration need besides the weights."""
-        return 64 * n_sites * self.n_weights
+        """Roughly the peak memory of the logits of one configuration, without gradients.
+
+        Weights and the geometry of the supercell are not counted. Here a guess that takes the
+        weights for those of a few dense layers that serve every site: eight temporaries of the
+        width that these would have. Networks that know better do.
+        """
+        return 32 * n_sites * math.isqrt(self.n_weights)
 
     @property
     def n_weights(self) -> int:

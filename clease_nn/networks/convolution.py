@@ -195,6 +195,12 @@ class LatticeConvolution(AbstractNetwork):
             h = h + pooled + (z @ weights[k]).view(b, n, width)
         return h, g, weights, neighbours
 
+    def bytes_per_row(self, n_sites: int) -> int:
+        """Sums over all shells, and ten hidden states beside them, or the inputs, float32."""
+        inputs = 3 * self.inlet.in_features + 2 * self.channels
+        block = (len(self.shells) + 1 + 10) * self.channels
+        return 4 * n_sites * max(inputs, block)
+
     # ---------------------------------------------------------------- saving
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""

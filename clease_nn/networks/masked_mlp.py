@@ -186,6 +186,11 @@ class MaskedMLP(AbstractNetwork):
         """Every weight once, as sites share none."""
         return self.n_weights
 
+    def bytes_per_row(self, n_sites: int) -> int:
+        """Inputs and logits twice, shifts twice, and the hidden layers, float32."""
+        wide = 6 * n_sites * self.n_species + (2 * self.layers + 4) * self.width
+        return 4 * wide
+
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
         return {

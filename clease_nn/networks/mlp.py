@@ -144,6 +144,11 @@ class MLP(AbstractNetwork):
         """Every weight once, as sites share none."""
         return self.n_weights
 
+    def bytes_per_row(self, n_sites: int) -> int:
+        """Inputs twice, logits twice, and the hidden layers, float32."""
+        per_site = 2 * self.inlet.in_features // self.n_sites + 4 * self.n_species
+        return 4 * (n_sites * per_site + (self.layers + 4) * self.width)
+
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
         return {

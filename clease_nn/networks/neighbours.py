@@ -168,9 +168,12 @@ class Neighbours:
             if rows.shape[0] * rows.shape[1] <= _DENSE:
                 matrix = torch.as_tensor(rows.toarray(), dtype=dtype)
             else:
-                parts = (torch.as_tensor(x).to(torch.int64) for x in (rows.indptr, rows.indices))
+                rows = rows.tocoo()
+                place = torch.as_tensor(np.stack(rows.coords), dtype=torch.int64)
                 values = torch.as_tensor(rows.data, dtype=dtype)
-                matrix = torch.sparse_csr_tensor(*parts, values, size=rows.shape)
+                matrix = torch.sparse_coo_tensor(
+                    place, values, rows.shape, is_coalesced=True, check_invariants=False
+                )
             self._matrices[key] = matrix.to(device)
         return self._matrices[key]
 

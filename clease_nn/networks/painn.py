@@ -270,6 +270,10 @@ class PaiNN(AbstractNetwork):
         """Raise ValueError if a lattice has other species, sublattices, or no neighbours."""
         self._sites(lattice)
 
+    def bytes_per_row(self, n_sites: int) -> int:
+        """Some fourteen vectors and scalars of every feature, float32, and the logits."""
+        return 4 * n_sites * (56 * self.features + 2 * len(self.species))
+
     # ---------------------------------------------------------------- saving
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""

@@ -208,6 +208,10 @@ class LatticeTransformer(AbstractNetwork):
         h = self.inlet(torch.cat(columns, -1)).float() + self.to_tokens(g).float()[:, None]
         return h, self.modulate(g).float().view(batch, 2 * self.n_blocks + 1, 2, 1, self.width)
 
+    def bytes_per_row(self, n_sites: int) -> int:
+        """Tokens, queries, keys and values as they are, rotated and in order of heads, float32."""
+        return 4 * n_sites * 20 * self.width
+
     def config(self) -> dict:
         """JSON-ready arguments that rebuild the network."""
         return {
