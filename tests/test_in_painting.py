@@ -20,6 +20,11 @@ from clease_nn.sampling import complete, complete_with_numbers, held, sample
 from clease_nn.statistics import weighted_mean
 from clease_nn.training import fit
 
+pytestmark = [  # of models that were hardly trained
+    pytest.mark.filterwarnings("ignore::clease_nn.warnings.TrainingWarning"),
+    pytest.mark.filterwarnings("ignore::clease_nn.warnings.LostModeWarning"),
+]
+
 SYSTEM = {name: cache(SYSTEMS[name]) for name in ("binary", "two_sublattices")}
 # what is held, by site number
 MOTIFS = {
@@ -107,7 +112,7 @@ def completed(system, kind, motif, conditions, n, seed):
 @pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")
 def test_completions_follow_the_exact_conditional_distribution(system, kind):
     """The weighted share of every completion is p(x | held), and ln Z that of the restriction."""
-    states, at, n = states_of(system), conditions_of(system), 2000
+    states, at, n = states_of(system), conditions_of(system), 1500
     z, z_of_log_z = [], []
     for seed, motif in enumerate(MOTIFS[system]):
         c = completed(system, kind, motif, at, n, seed)
@@ -124,7 +129,7 @@ def test_completions_follow_the_exact_conditional_distribution(system, kind):
             z.append((share.value - exact)[often] / share.error[often])
             z_of_log_z.append(log_z[k].z(log_target.logsumexp(0).item()))
     z = np.concatenate(z)
-    assert len(z) > 60
+    assert len(z) > 50
     assert 0.8 < z.std() < 1.2
     assert np.abs(z).max() < 5
     assert np.abs(z_of_log_z).max() < 4.5
@@ -151,14 +156,14 @@ def test_log_z_of_the_restriction_is_calibrated(system):
     """ln Z_c and ln P(motif) scatter about the exact values as their errors say."""
     lattice, ensemble, _ = SYSTEM[system]()
     at, states = conditions_of(system, 4), states_of(system)
-    kind, n = "any-spoilt", 300
+    kind, n = "any-spoilt", 250
     exact = [
         torch.stack([states.log_target(at[k])[agrees(system, m)].logsumexp(0) for k in range(4)])
         for m in MOTIFS[system]
     ]
     all_of_it = states.log_z(at)
     z, zp = [], []
-    for seed in range(14):
+    for seed in range(10):
         rng = torch.Generator().manual_seed(1000 + seed)
         free = sample(model_of(system, kind), ensemble, lattice, at.repeat(n), rng, batch_size=4096)
         for j, motif in enumerate(MOTIFS[system]):
@@ -314,7 +319,7 @@ def test_given_numbers_are_an_ensemble_of_their_own(kind):
     may = (x[:, metal] == copper).sum(1) == 1
     may &= x[:, free_site] == lattice.species.index("Ag")
     z, z_energy = [], []
-    for seed in range(15):
+    for seed in range(12):
         c = complete_with_numbers(
             model_of("two_sublattices", kind),
             ensemble,
@@ -331,7 +336,7 @@ def test_given_numbers_are_an_ensemble_of_their_own(kind):
             energy = states_of("two_sublattices").energy[may]
             z_energy.append(a.energy.z((log_target.softmax(0) @ energy).item()))
     for found in (z, z_energy):
-        assert 0.6 < np.std(found) < 1.4  # 30 numbers
+        assert 0.6 < np.std(found) < 1.4  # 24 numbers
         assert np.abs(found).max() < 4.5
 
 

@@ -94,7 +94,7 @@ def test_shares_are_the_exact_ones_within_errors():
     exact = [log_p(at[k])[inside].exp().sum().item() for k in range(3)]
     log_qs = [wrong(at[k], q) for k, q in enumerate(shares)]
     z = {"drawn": [], "expected": [], "excess": []}
-    for seed in range(40):
+    for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         c = Configurations.cat(draw(log_qs[k], at[k], 500, generator) for k in range(3))
         report = shortfall(c, limit=0.999, phase_of=rich)
@@ -121,7 +121,7 @@ def test_the_gap_is_the_relative_entropy(given):
     exact = [(q.exp() * (q - log_p(at[k]))).sum().item() for k, q in enumerate(log_qs)]
     log_z = states().log_z(at)
     z = []
-    for seed in range(40):
+    for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         c = Configurations.cat(draw(log_qs[k], at[k], 500, generator) for k in range(3))
         report = shortfall(c, log_z=log_z if given else None)
@@ -319,7 +319,7 @@ def test_validation_says_why():
     report = validate(model, ENSEMBLE, chains, at, 100, torch.Generator().manual_seed(1))
     assert report.shortfall is not None
     words = " ".join(text for _, text in report.problems())
-    assert "% of the KL gap" in words and "remedy" in words and "16000" in words
+    assert "all 4 conditions" in words and "remedy" in words and "16000" in words
     categories = {category for category, _ in report.problems()}
     assert TrainingWarning in categories
     hot = box.at([[1.0, 0.5]])
