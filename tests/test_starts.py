@@ -21,6 +21,7 @@ from clease_nn.montecarlo import (
     growth_stages,
     ordered_phases,
 )
+from clease_nn.montecarlo.anchors import GroundStates
 from clease_nn.montecarlo.cells import PeriodicCells, hermite, reduced
 from clease_nn.montecarlo.starts import ordered_start, small_cells
 
@@ -223,11 +224,11 @@ def test_log_z_from_ordered_starts_agrees_with_enumeration():
     """On 16 sites the z-scores of ln Z over independent runs have unit size."""
     lattice = Lattice.uniform(bulk("Au", a=3.8) * (2, 2, 4), ["Au", "Cu"])
     ensemble = SemiGrandCanonical(random_expansion(lattice, 4))
-    box = ConditionRange((400, 2400), [-0.1], [0.1], [[1.0, -1.0]])
+    box = ConditionRange((150, 2400), [-0.1], [0.1], [[1.0, -1.0]])
     exact = ensemble.enumerate(lattice)
     z = []
     for seed in range(6):
-        run = ParallelTempering(ensemble, lattice, box, (5, 5), seed=seed, start="ordered")
+        run = ParallelTempering(ensemble, lattice, box, (7, 5), seed=seed, start="ordered")
         result = run.run(300, interval=100)
         reference = exact.log_z(result.conditions)
         z.append(result.log_z.z(reference))
@@ -236,6 +237,35 @@ def test_log_z_from_ordered_starts_agrees_with_enumeration():
     # conditions of one run are correlated: as few as two independent ones a run are assumed
     assert 0.2 < np.mean(z**2) < 1 + 4 * np.sqrt(2 / (2 * len(z)))
     assert np.abs(z).max() < 5.5
+
+
+def test_the_share_of_the_ground_state_gives_log_z():
+    """Independent draws of the exact distribution: z-scores of unit size, not used when hot."""
+    lattice, ensemble, box = SYSTEMS["binary"]()
+    box = ConditionRange((150, 2400), [-0.1], [0.1], box.axes)
+    conditions = box.grid(8, 4)
+    ground = GroundStates(ordered_phases(ensemble, lattice, conditions), conditions)
+    exact = ensemble.enumerate(lattice)
+    reference = exact.log_z(conditions).numpy()
+    rng = np.random.default_rng(0)
+    n, z, used = 400, [], set()
+    for _ in range(20):
+        visits = np.empty((n, len(conditions)), dtype=bool)
+        p = [exact.probabilities(conditions[k]).numpy() for k in range(len(conditions))]
+        picks = np.array([rng.choice(len(q), n, p=q / q.sum()) for q in p])
+        for t in range(n):
+            x, energy = exact.occupations.numpy()[picks[:, t]], exact.energy.numpy()[picks[:, t]]
+            visits[t] = ground.visited(x, energy)
+        at, log_z, influence, variance = ground.log_z(visits)
+        used |= set(at.tolist())
+        missed = (~visits[:, at]).sum(0)
+        np.testing.assert_allclose(influence.mean(0), 0, atol=1e-12)
+        np.testing.assert_allclose((influence**2).mean(0) / n, variance, atol=1e-12)
+        many = missed >= 20  # events enough for a normal error
+        z += ((log_z - reference[at]) / np.sqrt(np.maximum(variance, 1e-12)))[many].tolist()
+        assert np.abs((log_z - reference[at])[missed == 0]).max(initial=0) < 12 / n
+    assert 6 < len(used) < len(conditions)
+    assert len(z) > 60 and np.abs(z).max() < 4.5 and 0.75 < np.std(z) < 1.25
 
 
 def test_given_structures_are_among_the_phases():

@@ -20,12 +20,13 @@ def neighbours(index: np.ndarray, axis: int) -> list[tuple[np.ndarray, np.ndarra
     ]
 
 
-def weakest_link(n: int, pairs, accepted, attempted) -> float:
-    """Acceptance of the weakest pair on the strongest tree that joins all ``n`` conditions.
+def weakest_link(pairs, accepted, attempted) -> float:
+    """Acceptance of the weakest pair on the strongest tree that joins all conditions.
 
     ``pairs``, ``accepted`` and ``attempted`` as parallel tempering counts them: for every axis
     even and odd pairs, exchanges accepted of each, and how often each set was tried.
     """
+    n = 1 + max((int(j.max()) for both in pairs for _, j in both if len(j)), default=0)
     links = coo_matrix((n, n))
     for both, taken, tried in zip(pairs, accepted, attempted, strict=True):
         for (i, j), a, steps in zip(both, taken, tried, strict=True):

@@ -19,7 +19,7 @@ from scipy.sparse.linalg import splu
 
 from clease_nn.statistics import integrated_autocorrelation_time
 
-__all__ = ["bennett", "combine"]
+__all__ = ["bennett", "combine", "differences"]
 
 _BATCHES = 10
 
@@ -75,6 +75,43 @@ def bennett(forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, ...]
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def differences(pairs, beta, beta_mu, energy, counts, known, chunk: int = 256):
+    """:func:`bennett` of all pairs of neighbouring chains of which not both are known.
+
+    Parameters
+    ----------
+    pairs : sequence of two ndarrays
+        Chains at the start and at the end of each.
+    beta : ndarray, shape (chains,)
+        1/eV.
+    beta_mu : ndarray, shape (chains, species)
+    energy : ndarray, shape (time, chains)
+        eV.
+    counts : ndarray, shape (time, chains, species)
+    known : ndarray of bool, shape (chains,)
+    chunk : int
+        Pairs at once.
+
+    Returns
+    -------
+    pairs : two ndarrays
+    difference, influence, variance : ndarray
+    """
+    i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    useful = ~(known[i] & known[j])
+    i, j = i[useful], j[useful]
+    parts = []
+    for k in range(0, len(i), chunk):
+        a, b = i[k : k + chunk], j[k : k + chunk]
+        d_beta, d_mu = beta[b] - beta[a], beta_mu[b] - beta_mu[a]
+
+        def change(at, d_beta=d_beta, d_mu=d_mu):
+            return (counts[:, at] * d_mu).sum(2) - d_beta * energy[:, at]
+
+        parts.append(bennett(change(a), change(b)))
+    return (i, j), *(np.concatenate(p, axis=-1) for p in zip(*parts, strict=True))
 
 
 def combine(

@@ -15,10 +15,11 @@ from clease_nn.configurations import Configurations
 from clease_nn.cost import Cost
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
+from clease_nn.montecarlo.anchors import GroundStates
 from clease_nn.montecarlo.chains import Chains
 from clease_nn.montecarlo.frozen import FrozenChains, frozen_chains, ground_state_bound
 from clease_nn.montecarlo.grids import condition_grid, neighbours, weakest_link
-from clease_nn.montecarlo.log_z import bennett, combine
+from clease_nn.montecarlo.log_z import combine, differences
 from clease_nn.montecarlo.moves import Move
 from clease_nn.montecarlo.ordered import OrderedPhases
 from clease_nn.montecarlo.result import TemperingResult
@@ -335,9 +336,10 @@ class ParallelTempering:
 
         For ln Z the grid is extended by rungs of higher temperature up to ``beta = 0``, where ln Z
         is the logarithm of the number of configurations, at every chemical potential. Differences
-        between neighbours (Bennett's acceptance ratio) are combined by least squares. The errors
-        know correlations up to a tenth of the run; where exchanges between phases are slower (on
-        large cells), runs with other seeds show the true spread.
+        between neighbours (Bennett's acceptance ratio) are combined by least squares; where ordered
+        phases are known, so is ln Z at low temperature, from the share of the time that chains
+        spend in them. The errors know correlations up to a tenth of the run; where exchanges
+        between phases are slower (on large cells), runs with other seeds show the true spread.
 
         Parameters
         ----------
@@ -411,9 +413,13 @@ class ParallelTempering:
         energy = np.empty((n_steps, len(self.chains)))
         counts = np.empty((n_steps, len(self.chains), self.lattice.n_species))
         begun = self.steps
+        ground = None if self.phases is None else GroundStates(self.phases, self.conditions)
+        visits = np.zeros((n_steps, self.n_grid), dtype=bool)
         for k in range(n_steps):
             advance()
             energy[k], counts[k] = self.chains.energy, self.chains.counts()
+            if ground is not None:
+                visits[k] = ground.visited(self.occupations, energy[k, : self.n_grid])
             if (k + 1) % interval == 0:
                 kept.append(self.occupations.copy())
                 kept_energy.append(energy[k, : self.n_grid].copy())
@@ -421,7 +427,8 @@ class ParallelTempering:
         bar.close()
         occupations = np.stack(kept, 1).reshape(-1, self.lattice.n_sites)
         row = np.repeat(np.arange(self.n_grid), len(kept))
-        estimate = self._log_z(energy, counts) if log_z else None
+        known = None if ground is None else ground.log_z(visits)
+        estimate = self._log_z(energy, counts, known) if log_z else None
         self.seconds = before + time.perf_counter() - started
         configurations = self._configurations(occupations, np.stack(kept_energy, 1).ravel(), row)
         bound = None
@@ -435,9 +442,7 @@ class ParallelTempering:
             log_z=estimate,
             lower_bound=bound,
             swap_acceptance=self.swap_acceptance,
-            weakest_link=weakest_link(
-                len(self.chains), self._pairs, self._accepted, self._attempted
-            ),
+            weakest_link=weakest_link(self._pairs, self._accepted, self._attempted),
             energy_evaluations=int(self.cost.energy_evaluations),
             frozen=frozen,
             move_acceptance=accepted / max(self.steps // move_interval - begun // move_interval, 1),
@@ -445,29 +450,25 @@ class ParallelTempering:
         result.warn(n_steps)
         return result
 
-    def _log_z(self, energy: np.ndarray, counts: np.ndarray) -> Estimate:
-        """ln Z on the grid from energies (time, chains) and counts (time, chains, species)."""
+    def _log_z(self, energy: np.ndarray, counts: np.ndarray, anchors) -> Estimate:
+        """ln Z on the grid from all series and from :meth:`GroundStates.log_z` (or None)."""
         beta, beta_mu = self.chains.beta, self.chains.beta_mu
         pairs = [p for both in self._pairs for p in both if len(p[0])]
-        i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
         known = beta == 0
-        useful = ~(known[i] & known[j])
-        i, j = i[useful], j[useful]
-        parts = []
-        for k in range(0, len(i), 256):
-            a, b = i[k : k + 256], j[k : k + 256]
-            d_beta, d_mu = beta[b] - beta[a], beta_mu[b] - beta_mu[a]
-
-            def change(at, d_beta=d_beta, d_mu=d_mu):
-                return (counts[:, at] * d_mu).sum(2) - d_beta * energy[:, at]
-
-            parts.append(bennett(change(a), change(b)))
-        difference, influence, variance = (
-            np.concatenate(p, axis=-1) for p in zip(*parts, strict=True)
+        (i, j), difference, influence, variance = differences(
+            pairs, beta, beta_mu, energy, counts, known
         )
+        if anchors is not None:
+            at, own, own_influence, own_variance = anchors
+            i, j = np.append(i, np.full(len(at), np.flatnonzero(known)[0])), np.append(j, at)
+            difference = np.append(difference, own - self.lattice.log_states)
+            influence = np.concatenate([influence, own_influence], 1)
+            variance = np.append(variance, own_variance)
         value, error = combine(
             len(beta), (i, j), difference, influence, variance, known, self.lattice.log_states
         )
+        # what never happened in the run may well do so once in as many steps
+        error = np.hypot(error, 0.5 / len(energy))
         return Estimate(value[: self.n_grid], error[: self.n_grid])
 
     # ------------------------------------------------------------------ the ladder to beta = 0
