@@ -14,6 +14,7 @@ from clease_nn.conditions import Conditions
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.sampling import anneal, sample
 from clease_nn.sampling import annealing as annealing_module
+from clease_nn.sampling.block_moves import BlockMoves
 from clease_nn.sampling.paths import (
     equal_lengths,
     interpolate,
@@ -195,19 +196,26 @@ def test_log_prob_serves_other_conditions_too():
         assert abs(log_z(there).z(ensemble.enumerate(lattice).log_z(other))[0]) < 4.5
 
 
-def test_further_moves_keep_the_target():
-    """With other exact moves instead of sweeps ln Z and energy stay right."""
+@pytest.mark.parametrize("blocks", [False, True])
+def test_further_moves_keep_the_target(blocks):
+    """With other exact moves instead of sweeps ln Z and energy stay right, and cost is counted."""
     lattice, ensemble, box = binary()
+    moves = (
+        BlockMoves(MeanField(box), ensemble, lattice, rng(1), size=4)
+        if blocks
+        else MetropolisMove(ensemble)
+    )
     conditions, exact = targets(box), ensemble.enumerate(lattice)
     c = quiet(
-        MeanField(box), ensemble, lattice, conditions, rng(8), n=1500, start=hot(box), steps=5,
-        sweeps=0, moves=MetropolisMove(ensemble),
+        MeanField(box), ensemble, lattice, conditions, rng(8), n=400 if blocks else 1500, start=hot(box), steps=5,
+        sweeps=0, moves=moves,
     )  # fmt: skip
     assert (np.abs(log_z(c).z(exact.log_z(conditions))) < 4.5).all()
     energy = [a.energy.z(exact.mean(conditions[k], exact.energy)[0]) for k, a in
               enumerate(averages(c))]  # fmt: skip
     assert (np.abs(energy) < 4.5).all()
     assert all(0 < p["move_acceptance"] <= 1 for p in c.provenance["paths"])
+    assert c.cost.network_passes >= getattr(moves, "network_passes", 0) >= 16 * blocks
 
 
 def test_populations_rescue_degenerate_walks():

@@ -173,7 +173,7 @@ def anneal(
     starts = _check_conditions(lattice, conditions, start, box)
     drawing = {"batch_size": batch_size, "threads": threads, "precision": precision}
     task = _Task(model, ensemble, lattice, rng, drawing, sweeps, moves, population, ness)
-    parts, paths = [], []
+    parts, paths, paid = [], [], _cost_of(moves)
     bar = tqdm(total=len(conditions), disable=not progress, desc="annealing", unit="condition")
     try:
         for k in range(len(conditions)):
@@ -198,7 +198,8 @@ def anneal(
     out = Configurations.cat(parts)
     method = "annealed importance sampling" if population == 1 else "sequential Monte Carlo"
     noted = {"method": method, "population": population, "paths": paths}
-    cost = replace(task.cost, seconds=time.perf_counter() - started)
+    made = {k: v - paid[k] for k, v in _cost_of(moves).items()}
+    cost = replace(task.cost + Cost(**made), seconds=time.perf_counter() - started)
     return replace(out, provenance=cost.noted_in(noted))
 
 
@@ -242,10 +243,12 @@ class _Task:
 
     def pilot(self, at: Conditions | None, target: Conditions) -> tuple[Configurations, float]:
         """Draws for pilots at a start, made once, and their NESS."""
-        key = () if at is None else (at.temperature.item(), *at.mu[0].tolist())
-        if at is None or key not in self._pilots:
+        if at is None:  # random configurations, of weight one there
+            return self.draw(at, target, _PILOT), 1.0
+        key = (at.temperature.item(), *at.mu[0].tolist())
+        if key not in self._pilots:
             c = self.draw(at, target, _PILOT)
-            self._pilots[key] = c, 1.0 if at is None else normalized_ess(c.log_weight)
+            self._pilots[key] = c, normalized_ess(c.log_weight)
         return self._pilots[key]
 
     def plan(
@@ -263,7 +266,7 @@ class _Task:
         best = None
         for at in starts:
             fractions, path_ness = self.measured(at, target, max_steps)
-            found = path_ness * self.pilot(at, target)[1]
+            found = path_ness * (1.0 if at is None else self.pilot(at, target)[1])
             # of two that are good enough the shorter
             rank = min(found, self.ness**2), -len(fractions)
             if best is None or rank > best[0]:
@@ -376,6 +379,11 @@ class _Task:
 def _log_start(drawn: Configurations, at: Conditions | None) -> np.ndarray:
     """Log weights of draws at their start; at infinite temperature all configurations weigh 1."""
     return (-drawn.log_prob if at is None else drawn.log_weight).numpy()
+
+
+def _cost_of(moves: Move | None) -> dict[str, float]:
+    """What a move says that it has cost up to now, as far as it counts."""
+    return {k: getattr(moves, k, 0.0) for k in ("energy_evaluations", "network_passes")}
 
 
 def _same(a: Conditions, b: Conditions) -> bool:
