@@ -196,6 +196,7 @@ def test_log_prob_serves_other_conditions_too():
         assert abs(log_z(there).z(ensemble.enumerate(lattice).log_z(other))[0]) < 4.5
 
 
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")
 @pytest.mark.parametrize("blocks", [False, True])
 def test_further_moves_keep_the_target(blocks):
     """With other exact moves instead of sweeps ln Z and energy stay right, and cost is counted."""
@@ -206,8 +207,9 @@ def test_further_moves_keep_the_target(blocks):
         else MetropolisMove(ensemble)
     )
     conditions, exact = targets(box), ensemble.enumerate(lattice)
+    n = 400 if blocks else 1500
     c = quiet(
-        MeanField(box), ensemble, lattice, conditions, rng(8), n=400 if blocks else 1500, start=hot(box), steps=5,
+        MeanField(box), ensemble, lattice, conditions, rng(8), n=n, start=hot(box), steps=5,
         sweeps=0, moves=moves,
     )  # fmt: skip
     assert (np.abs(log_z(c).z(exact.log_z(conditions))) < 4.5).all()
