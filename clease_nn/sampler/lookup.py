@@ -9,6 +9,7 @@ from pathlib import Path
 from clease_nn.conditions import Conditions
 from clease_nn.io import ModelFileError, TrainedModel
 from clease_nn.lattice import Lattice
+from clease_nn.sampler.scaling import serving
 
 __all__ = ["find_model", "model_folders"]
 
@@ -39,7 +40,8 @@ def find_model(
     conditions : Conditions
         All of them must lie in the trained range.
     lattice : Lattice
-        Models that were made for one cell serve no other.
+        Of any size: models of other cells of the parent lattice serve it too, those that were
+        made for one cell in windows (:func:`~clease_nn.sampler.scaling.serving`).
     folders : iterable of paths, optional
         Default :func:`model_folders`. The newest file wins; the first folder goes first.
 
@@ -57,7 +59,7 @@ def find_model(
             if trained.metadata.get("parent_fingerprint") != key:
                 continue
             try:
-                trained.model.check_lattice(lattice)
+                serving(trained, lattice)
                 if bool(trained.range.contains(conditions).all()):
                     return trained
             except ValueError:  # another cell, or a range for another number of species

@@ -25,9 +25,11 @@ from clease_nn.lattice import UNKNOWN, Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampler.orders import obstacle
 from clease_nn.sampling import complete
-from clease_nn.sampling.regions import Regions
+from clease_nn.sampling.regions import SHAPES, Regions
 
 __all__ = ["NeuralMoves"]
+
+_COMPACT = 100  # free sites beyond which a scattered block is many single sites
 
 
 class NeuralMoves:
@@ -49,7 +51,8 @@ class NeuralMoves:
         Says of configurations (batch, sites), int8, which of them the chain must not enter,
         (batch,) bool; such proposals are rejected.
     block_size : int, optional
-        Redraw that many sites a move, a random or a compact set, instead of all.
+        Redraw that many sites a move instead of all: a random or a compact set, a compact one
+        where more than 100 sites may change.
     batch_size : int
         Most proposals drawn together.
 
@@ -211,7 +214,11 @@ class NeuralMoves:
     def _cleared(self, x: torch.Tensor) -> Configurations:
         """A configuration with a block of unknown sites."""
         given = x.clone()
-        given[self._regions.one(self.block_size, self.rng)] = UNKNOWN
+        if len(self.free) > _COMPACT:
+            size, shape = torch.tensor([self.block_size]), torch.tensor([SHAPES.index("ball")])
+            given[self._regions.draw(size, shape, self.rng)[0]] = UNKNOWN
+        else:
+            given[self._regions.one(self.block_size, self.rng)] = UNKNOWN
         return Configurations(self.lattice, self.conditions, given[None])
 
     def _block_proposal(self, x: torch.Tensor):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from clease_nn.configurations import Configurations
+from clease_nn.lattice import UNKNOWN
 from clease_nn.networks import AbstractNetwork
 from clease_nn.sampler.moves import NeuralMoves
 from clease_nn.single_chain import SingleChain
@@ -20,7 +23,8 @@ _HOST_STEP = 6e-6
 _NEAR, _FAR = 1.0, 0.05  # neural time as a share of the host's time for the same steps
 _PILOT = (128, 4096)  # sweeps: at least, at most
 _LOOK = 6  # proposals that check whether the pilot has seen all
-_LOW_ACCEPTANCE = 0.05
+_LOW_ACCEPTANCE = 0.05  # of all sites, below which blocks are tried
+_WANTED_ACCEPTANCE = 0.4  # of blocks
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ def plan_schedule(
     starts from the present configuration and from pure species) or where the model's proposals
     carry weight at energies or observables that the chain has not seen; this last look may cost
     a third of the host's time for ``planned_steps`` and is left out where it would cost more.
-    Where few global proposals are accepted, blocks of 1/2, 1/4 and 1/8 of the sites are tried,
-    unless the model has one order of drawing.
+    Where few global proposals are accepted, blocks of 1/2, 1/4, 1/8 ... of the sites are tried
+    until 0.4 of the moves are accepted, unless the model has one order of drawing; the size is
+    taken that changes most sites a move.
 
     Deterministic: costs are constants and the random numbers of the pilot are its own. ``chain``
     is used up; ``moves`` lends its proposals.
@@ -74,10 +79,15 @@ def plan_schedule(
     n_rows = len(moves.free)
     networks = [m for m in moves.model.modules() if isinstance(m, AbstractNetwork)]
     a_pass = sum(network.multiplications(moves.lattice.n_sites) for network in networks)
-    draw = 2 * _FLOP * a_pass * n_rows + 5e-5 * n_rows
-    cost = 2 * draw
-    far = max(1.0, cost / (_FAR * _HOST_STEP * n_free))
-    near = max(1.0, cost / (_NEAR * _HOST_STEP * n_free))
+
+    def interval(passes: int, share: float) -> float:
+        """Sweeps in which the host's time is that of a proposal and of scoring the present."""
+        cost = 2 * passes * (2 * _FLOP * a_pass + 5e-5)
+        return max(1.0, cost / (share * _HOST_STEP * n_free))
+
+    n_passes = _passes(moves, None)
+    draw = n_passes * (2 * _FLOP * a_pass + 5e-5)
+    far, near = interval(n_passes, _FAR), interval(n_passes, _NEAR)
     chain.seed(np.random.SeedSequence(0))
     start = chain.occupations.copy()
     series = _pilot_series(chain, n_free, _PILOT[1])
@@ -96,11 +106,15 @@ def plan_schedule(
     acceptance = _acceptance(moves.draw(chain.occupations, 16)[1])
     block = None
     if acceptance < _LOW_ACCEPTANCE and moves.model.any_order:
-        best = acceptance * n_rows
-        for k in sorted({max(1, n_rows // d) for d in (2, 4, 8)}):
-            a = _block_acceptance(chain, moves, k)
-            if a * k > best:
-                best, block, acceptance = a * k, k, a
+        best, size, a = acceptance * n_rows, n_rows, acceptance
+        while size > 1 and (a < _WANTED_ACCEPTANCE or size > n_rows // 8):
+            size //= 2
+            a = _block_acceptance(chain, moves, size)
+            if a * size > best:
+                best, block, acceptance = a * size, size, a
+    if block is not None and block < n_rows // 8:  # a small block costs less than all sites
+        n_passes = _passes(moves, block)
+        far, near = interval(n_passes, _FAR), interval(n_passes, _NEAR)
     share = 1.0 if block is None else block / n_rows
     pays = acceptance > 0 and acceptance * share * tau > near
     forget = "do not forget" if np.isinf(tau) else f"need {tau:.0f} sweeps to forget"
@@ -109,6 +123,16 @@ def plan_schedule(
         + (f"{near:.0f} sweeps pays" if pays else f"{far:.0f} sweeps as an insurance")
     )
     return Schedule(near if pays else far, block, tau, acceptance, reason)
+
+
+def _passes(moves: NeuralMoves, block_size: int | None) -> int:
+    """Passes of a network in which a proposal is drawn."""
+    n = len(moves.free) if block_size is None else block_size
+    occupations = torch.zeros(1, moves.lattice.n_sites, dtype=torch.int8)
+    occupations[0, moves.free[:n]] = UNKNOWN
+    partial = Configurations(moves.lattice, moves.conditions, occupations)
+    steps = moves.model.draw_steps(partial, torch.Generator().manual_seed(0))
+    return int(steps.max()) + 1
 
 
 def _remembers(chain, moves, n_free: int, start: np.ndarray, series: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
+from clease_nn.sampler.scaling import serving
 
 __all__ = ["System"]
 
@@ -42,7 +43,7 @@ class System:
         ------
         ValueError
             If it was trained for other species, another energy or another parent lattice, or
-            for one cell only, and this is another.
+            for one cell only, whose windows do not fit this one.
         """
         meta, species = trained.metadata, self.lattice.species
         if tuple(meta.get("species", species)) != species:
@@ -51,7 +52,7 @@ class System:
                 f"{list(species)}; train one with fit()"
             )
         if self.key is None:
-            trained.model.check_lattice(self.lattice)
+            serving(trained, self.lattice)
             return trained
         key = meta.get("parent_fingerprint")
         if key is None:
@@ -60,7 +61,7 @@ class System:
         else:
             same = key == self.key
         if same:
-            trained.model.check_lattice(self.lattice)
+            serving(trained, self.lattice)
             return trained
         self._refuse_folded(meta.get("eci") or {})
         raise ValueError(

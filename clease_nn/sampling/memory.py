@@ -12,17 +12,12 @@ from clease_nn.networks import AbstractNetwork
 __all__ = ["bytes_per_row", "rows_at_once"]
 
 _DEFAULT = 256  # rows beyond which a pass gets no cheaper a row
-_ROUGH = AbstractNetwork.bytes_per_row
 _SHARE = 0.5  # of the memory that is free may go to what is chosen here
 
 
 def bytes_per_row(model: AbstractOccupationModel, lattice: Lattice) -> int:
     """Roughly what drawing one row needs at a time: its networks, conditionals and fields."""
-    networks = [
-        m
-        for m in model.modules()
-        if isinstance(m, AbstractNetwork) and type(m).bytes_per_row is not _ROUGH
-    ]
+    networks = [m for m in model.modules() if isinstance(m, AbstractNetwork)]
     own = 32 * lattice.n_sites * (lattice.n_species + 1)  # float64 conditionals, masks, fields
     return own + max((n.bytes_per_row(lattice.n_sites) for n in networks), default=0)
 

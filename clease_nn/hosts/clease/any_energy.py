@@ -401,6 +401,7 @@ class EnergySampler(AbstractNeuralSampler):
             the above or of another lattice.
         """
         self._check_energy()
+        self._cells(options.pop("train_on", None))  # there are none: says what to do instead
         box = self._box(temps, chem_pots)
         metadata: dict[str, Any] = {"chem_pots": list(chem_pots)}
         ensemble = None

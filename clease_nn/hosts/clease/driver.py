@@ -19,8 +19,8 @@ from clease_nn.hosts.clease.constraints import read_generator, single_trial_move
 from clease_nn.hosts.clease.modelled import AbstractModelledSampler
 from clease_nn.hosts.clease.observers import BlockAverager, corrected, feed, original
 from clease_nn.sampler import NeuralMoves, Schedule, System, plan_schedule
+from clease_nn.sampler.arguments import check_train
 from clease_nn.sampler.orders import obstacle
-from clease_nn.sampler.service import check_train
 from clease_nn.single_chain import AbstractChain, SingleChain
 from clease_nn.warnings import NoModelWarning
 

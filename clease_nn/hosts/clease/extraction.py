@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ase import Atoms
@@ -21,7 +21,7 @@ from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
 from clease_nn.energies.tables import ClusterTables
 from clease_nn.lattice import Lattice
 
-__all__ = ["energy", "lattice", "parent_fingerprint"]
+__all__ = ["energy", "lattice", "parent_fingerprint", "supercell"]
 
 
 def lattice(atoms: Atoms) -> Lattice:
@@ -110,12 +110,85 @@ def energy(atoms: Atoms, eci: Mapping[str, float] | None = None) -> ClusterExpan
     True
     """
     settings = _settings_for(atoms)
-    host = _lattice(atoms, settings)
-    eci = _checked_eci(atoms, settings, eci)
+    return _energy(_lattice(atoms, settings), settings, _checked_eci(atoms, settings, eci))
+
+
+def _energy(host: Lattice, settings, eci: Mapping[str, float]) -> ClusterExpansionEnergy:
     terms = _Terms(settings, host)
     terms.add(eci)
     tables = ClusterTables.from_terms(host.n_sites, terms.functions, terms.terms, terms.constant)
-    return ClusterExpansionEnergy(tables, {"parent": _parent(settings, eci), "eci": eci})
+    return ClusterExpansionEnergy(tables, {"parent": _parent(settings, eci), "eci": dict(eci)})
+
+
+def supercell(
+    atoms: Atoms, cell: Atoms | Sequence[int], eci: Mapping[str, float] | None = None
+) -> tuple[Lattice, ClusterExpansionEnergy]:
+    """Lattice and energy of another supercell of the expansion behind some atoms.
+
+    Nothing of the calculator or its settings is changed, and no other one is needed.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With a ``clease.calculator.Clease`` calculator attached.
+    cell : ase.Atoms or three integers
+        A supercell of the settings' primitive cell (ideal positions, any allowed species), or how
+        often to repeat that along its cell vectors.
+    eci : mapping of str to float, optional
+        As in :func:`energy`.
+
+    Raises
+    ------
+    TypeError
+        As :func:`energy`, or if ``cell`` is neither.
+    ValueError
+        As :func:`energy`, or if ``cell`` is no supercell of the primitive cell.
+
+    Examples
+    --------
+    >>> from clease_nn.hosts.clease.examples import cuau_emt_atoms
+    >>> small, e = supercell(cuau_emt_atoms((4, 4, 4)), (2, 2, 2))
+    >>> small, len(e(small, [[0] * 8]))
+    (Lattice(8 active sites of 8, species Au/Cu, 1 sublattices), 1)
+    """
+    settings = _settings_for(atoms)
+    primitive = settings.prim_cell
+    if not isinstance(cell, Atoms):
+        try:
+            size = [int(n) for n in cell]
+            whole = len(size) == 3 and all(n > 0 for n in size) and size == [*cell]
+        except (TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise TypeError(
+                "a cell must be ase.Atoms, or how often to repeat the primitive cell, such as "
+                f"(2, 2, 4); got {cell!r}"
+            )
+        cell = primitive.copy().repeat(size)
+    repeats = np.array(cell.cell) @ np.linalg.inv(np.array(primitive.cell))
+    n_cells = abs(np.linalg.det(repeats))
+    if np.abs(repeats - repeats.round()).max() > 1e-2 or not np.isclose(
+        len(cell), n_cells * len(primitive), atol=0.1
+    ):
+        raise ValueError(
+            f"the cell ({len(cell)} atoms, cell vectors {repeats.round(3).tolist()} in those of "
+            f"the primitive cell) is no supercell of the primitive cell of these settings "
+            f"({len(primitive)} atoms); repeat settings.prim_cell"
+        )
+    inverse = np.linalg.inv(np.array(primitive.cell))
+    apart = (cell.positions[:, None] - primitive.positions) @ inverse
+    off = np.abs(apart - apart.round()).max(2).min(1)
+    if off.max() > 1e-2:
+        raise ValueError(
+            f"atom {int(off.argmax())} of the cell lies on no site of the primitive lattice; use "
+            "ideal, unrelaxed positions, as of settings.prim_cell repeated"
+        )
+    plain = Atoms(cell.symbols, positions=cell.positions, cell=cell.cell, pbc=True)
+    settings = copy.copy(settings)
+    settings.atoms_mng = copy.copy(settings.atoms_mng)
+    settings.set_active_template(atoms=plain)
+    host = _lattice(settings.atoms, settings)
+    return host, _energy(host, settings, _checked_eci(atoms, settings, eci))
 
 
 def parent_fingerprint(atoms: Atoms, eci: Mapping[str, float] | None = None) -> str:

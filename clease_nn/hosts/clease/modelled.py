@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from clease.montecarlo import SGCMonteCarlo
 
 from clease_nn import thermodynamics
@@ -28,6 +29,8 @@ from clease_nn.sampler import (
     potential_line,
     temperature_grid,
 )
+from clease_nn.sampler.arguments import cells_of, check_route
+from clease_nn.sampling.routes import SamplingRoute
 from clease_nn.statistics import Estimate
 
 __all__ = ["AbstractModelledSampler"]
@@ -142,6 +145,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         max_seconds: float | None = None,
         max_steps: int | None = None,
         seed: int = 0,
+        train_on: Atoms | Sequence | None = None,
         **options: Any,
     ) -> TrainedModel:
         """Train a model over a range and use it from now on.
@@ -155,6 +159,11 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         max_seconds, max_steps : optional
             Budget; 120 s if neither is given.
         seed : int
+        train_on : ase.Atoms, three integers, or a list of those, optional
+            Train on a smaller cell of the same parent lattice, which is cheaper, and use the model
+            for these atoms: a supercell of the settings' primitive cell, with or without a
+            calculator of the same ECIs, or its repetitions, such as ``(4, 4, 4)``. Of several
+            cells the smaller give more of the batches. Default: these atoms.
         **options
             To :func:`clease_nn.training.fit`: target_ness, checkpoint, progress, ...; and
             ``recipe``, a published way of training by name (:func:`clease_nn.recipes.recipe`).
@@ -162,13 +171,24 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         Raises
         ------
         ValueError
-            If a range is empty, inverted or names something unknown.
+            If a range is empty, inverted or names something unknown, or a cell to train on is one
+            of another parent lattice or has other ECIs.
         """
         self._check_energy()
         return self._models.fit(
             self._box(temps, chem_pots), max_seconds=max_seconds, max_steps=max_steps, seed=seed,
-            metadata={"chem_pots": list(chem_pots)}, **options,
+            metadata={"chem_pots": list(chem_pots)}, cells=self._cells(train_on), **options,
         )  # fmt: skip
+
+    def _cells(self, train_on) -> list[System]:
+        """The cells of ``train_on`` with their energies."""
+        return [self._cell(cell) for cell in cells_of(train_on)]
+
+    def _cell(self, cell) -> System:
+        raise ValueError(
+            "this sampler cannot train on another cell: that takes an expansion of CLEASE. Fit a "
+            "sampler of the smaller cell, and give its model to this one with model="
+        )
 
     @property
     def trained(self) -> TrainedModel | None:
@@ -196,6 +216,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         temp: float | None = None,
         chem_pot: Mapping[str, float] | None = None,
         weighted: bool = True,
+        route: str = "auto",
     ) -> Configurations:
         """Draw configurations from the model.
 
@@ -210,21 +231,45 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
             potential) and ``log_target = -E'/kT``; or, if False, an unweighted Metropolis-Hastings
             chain of such draws, with repeats (see ``provenance``). The chain starts after a
             surplus of draws, the more the poorer the model.
+        route : {"auto", "importance", "annealing", "refine"}
+            How rows come about (:func:`clease_nn.sampling.exact`). ``"auto"``: on cells
+            larger than those the model was trained on, pilot draws decide (:meth:`route` says how);
+            importance sampling otherwise. ``"refine"`` gives chains: ``weighted=False``.
 
         Raises
         ------
         ValueError
-            If there is no model, symbols or constraints restrict the configurations, or the
-            condition is out of range with ``out_of_range="raise"``.
+            If there is no model, symbols or constraints restrict the configurations, the route
+            is unknown or gives no such rows, or the condition is out of range with
+            ``out_of_range="raise"``.
         """
         return self._models.sample(*self._request(n, temp, chem_pot), weighted=weighted,
-                                   train=self._lookup_and_train())  # fmt: skip
+                                   route=route, train=self._lookup_and_train())  # fmt: skip
+
+    def route(
+        self,
+        n: int = 1000,
+        temp: float | None = None,
+        chem_pot: Mapping[str, float] | None = None,
+        weighted: bool = True,
+    ) -> SamplingRoute:
+        """How :meth:`sample` would best go about ``n`` rows at a condition, and why.
+
+        A pilot of a few draws decides; its choice is thrown away. Print the result for the
+        reason in words; ``seconds`` is roughly what the rows will take.
+
+        Parameters and errors as :meth:`sample`.
+        """
+        request = self._request(n, temp, chem_pot)
+        [route] = self._models.routes(*request, weighted=weighted, train=self._lookup_and_train())
+        return route
 
     def free_energy(
         self,
         temp: float | None = None,
         chem_pot: Mapping[str, float] | None = None,
         n: int = 2000,
+        route: str = "auto",
     ) -> Estimate:
         """-kT ln Z in eV per supercell, ``Z = sum exp(-E'/kT)`` over all configurations.
 
@@ -234,7 +279,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         Parameters and errors as :meth:`sample`, whose weights it uses.
         """
         request = self._request(n, temp, chem_pot)
-        return self._models.free_energy(*request, train=self._lookup_and_train())
+        return self._models.free_energy(*request, route=route, train=self._lookup_and_train())
 
     def sample_grid(
         self,
@@ -242,6 +287,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         temps: float | Sequence[float],
         chem_pots: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
         *,
+        route: str = "auto",
         progress: bool = True,
     ) -> Configurations:
         """Draw ``n`` weighted configurations at every condition of a grid.
@@ -255,6 +301,8 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         chem_pots : mapping of str to array_like, or sequence of mappings
             eV: ``{"c1_0": [-0.02, 0, 0.02]}``, of several names all combinations; or a list of
             chemical potentials as :meth:`sample` takes them.
+        route : {"auto", "importance", "annealing"}
+            As in :meth:`sample`, condition by condition.
         progress : bool
             Show a progress bar.
 
@@ -281,13 +329,14 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
             dos = thermodynamics.density_of_states(c)
         """
         check_count("n", n, 1)
+        check_route(route)
         temps, chem_pots = temperature_grid(temps), potential_grid(chem_pots)
         self._check_energy()
         for given in chem_pots:
             check_chemical_potential(given)
         grid = Conditions.grid(temps, np.array([self._mu(given) for given in chem_pots]))
         self._refuse_restrictions()
-        return self._models.sample_grid(grid, int(n), self._spawn(), progress=progress,
+        return self._models.sample_grid(grid, int(n), self._spawn(), route=route, progress=progress,
                                         train=self._lookup_and_train())  # fmt: skip
 
     def density_of_states(
@@ -296,6 +345,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         temps: float | Sequence[float],
         chem_pots: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
         *,
+        route: str = "auto",
         progress: bool = True,
     ) -> thermodynamics.DensityOfStates:
         """Thermodynamics at any condition on and between those of a grid, from the model.
@@ -303,7 +353,7 @@ class AbstractModelledSampler(SGCMonteCarlo, ABC):
         Parameters and errors as :meth:`sample_grid`, whose samples
         :func:`clease_nn.thermodynamics.density_of_states` combines.
         """
-        drawn = self.sample_grid(n, temps, chem_pots, progress=progress)
+        drawn = self.sample_grid(n, temps, chem_pots, route=route, progress=progress)
         return thermodynamics.density_of_states(drawn)
 
     def line(

@@ -14,6 +14,7 @@ from clease.calculator import Clease
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.hosts.clease.any_energy import EnergySampler
 from clease_nn.hosts.clease.checks import check_chemical_potential, check_temperature
 from clease_nn.hosts.clease.chemical_potentials import axes, mu_from_chem_pot
@@ -24,9 +25,10 @@ from clease_nn.hosts.clease.expansion import (
     check_atoms,
     refuse_foreign_chemical_potential,
 )
+from clease_nn.hosts.clease.extraction import parent_fingerprint, supercell
 from clease_nn.hosts.clease.observers import BlockAverager, updated_on_demand
 from clease_nn.io import TrainedModel
-from clease_nn.sampler import ModelService, Schedule
+from clease_nn.sampler import ModelService, Schedule, System
 from clease_nn.single_chain import SingleChain
 
 __all__ = ["NeuralSGCSampler"]
@@ -251,6 +253,19 @@ class NeuralSGCSampler(AbstractNeuralSampler):
 
     def _names(self) -> list[str]:
         return [f"c1_{d}" for d in range(len(self._expansion.singlet_table))]
+
+    def _cell(self, cell) -> System:
+        if isinstance(cell, Atoms) and isinstance(cell.calc, Clease):
+            key = parent_fingerprint(cell)
+            if key != self._expansion.parent:
+                raise ValueError(
+                    f"the {len(cell)} atoms to train on have another expansion (key {key}, these "
+                    f"{self._expansion.parent}): give their calculator the same settings and ECIs, "
+                    "without a chemical potential folded in (reset_eci()), or give the size alone"
+                )
+        own = self._expansion
+        host, energy = supercell(self.atoms, cell, own.eci)
+        return System(host, SemiGrandCanonical(energy), energy.metadata["parent"])
 
     def _require_chemical_potential(self) -> None:
         if self._chemical_potential is None:

@@ -23,9 +23,9 @@ from clease_nn.hosts.mchammer.extraction import is_plain
 from clease_nn.hosts.mchammer.modelled import AbstractModelledEnsemble, check_number
 from clease_nn.io import TrainedModel
 from clease_nn.sampler import ModelService, NeuralMoves, Schedule, plan_schedule
+from clease_nn.sampler.arguments import check_train
 from clease_nn.sampler.keyed import KeyedMoves
 from clease_nn.sampler.orders import obstacle
-from clease_nn.sampler.service import check_train
 from clease_nn.single_chain import FlipGroups, SingleChain
 from clease_nn.warnings import NoModelWarning
 

@@ -11,25 +11,32 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.units import kB
+from mchammer.calculators import ClusterExpansionCalculator
 from mchammer.ensembles import SemiGrandCanonicalEnsemble
 
 from clease_nn import thermodynamics
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
 from clease_nn.ensemble import SemiGrandCanonical
+from clease_nn.hosts.mchammer import extraction
 from clease_nn.hosts.mchammer.chemical_potentials import Gauge
 from clease_nn.hosts.mchammer.expansion import Expansion, flip_groups
+from clease_nn.hosts.mchammer.private import structure_of
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.phases import ChemicalPotentialLine
 from clease_nn.sampler import (
     ModelService,
+    System,
     condition_range,
     potential_grid,
     potential_line,
     temperature_grid,
 )
+from clease_nn.sampler.arguments import cells_of, check_route
+from clease_nn.sampling.routes import SamplingRoute
 from clease_nn.single_chain import FlipGroups
 from clease_nn.statistics import Estimate
 
@@ -117,6 +124,7 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         max_seconds: float | None = None,
         max_steps: int | None = None,
         seed: int = 0,
+        train_on: Atoms | Sequence | None = None,
         **options: Any,
     ) -> TrainedModel:
         """Train a model over a range; this and later ensembles of the calculator use it.
@@ -131,6 +139,12 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         max_seconds, max_steps : optional
             Budget; 120 s if neither is given.
         seed : int
+        train_on : ase.Atoms, three integers, or a list of those, optional
+            Train on a smaller cell of the same expansion, which is cheaper, and use the model for
+            this structure: a supercell of the expansion's primitive structure, or how often to
+            repeat that, such as ``(4, 4, 4)``; or a ``ClusterExpansionCalculator`` of another
+            supercell. Of several cells the smaller give more of the batches. Default: this
+            structure.
         **options
             To :func:`clease_nn.training.fit`: target_ness, checkpoint, progress, ...; and
             ``recipe``, a published way of training by name (:func:`clease_nn.recipes.recipe`).
@@ -140,16 +154,36 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         TypeError
             If the calculator's energy is more than a cluster expansion.
         ValueError
-            If a range is empty, inverted or names something unknown.
+            If a range is empty, inverted or names something unknown, or a cell to train on is one
+            of another primitive structure or expansion.
         """
         expansion = self._known()
         axes = self._gauge.axes(chem_pots)
         box = condition_range(temps, chem_pots, axes, self.boltzmann_constant / kB)
         expansion.fitted = self._models.fit(
             box, max_seconds=max_seconds, max_steps=max_steps, seed=seed,
-            metadata={"chem_pots": [str(k) for k in chem_pots]}, **options,
+            metadata={"chem_pots": [str(k) for k in chem_pots]},
+            cells=[self._cell(cell) for cell in cells_of(train_on)], **options,
         )  # fmt: skip
         return expansion.fitted
+
+    def _cell(self, cell) -> System:
+        """A cell to train on, with the energy of the expansion there."""
+        own = self._known().system
+        expansion = self.calculator
+        if isinstance(cell, ClusterExpansionCalculator):
+            if (key := extraction.parent_fingerprint(cell)) != own.key:
+                raise ValueError(
+                    f"the calculator to train on has another expansion (key {key}, this one "
+                    f"{own.key}): make it with the same ClusterExpansion, or give the size alone"
+                )
+            expansion, cell = cell, structure_of(cell)
+        elif not isinstance(cell, Atoms):
+            primitive = self.calculator.cluster_expansion.primitive_structure
+            cell = primitive.repeat(_size(cell))
+        host = extraction.lattice(cell, expansion)
+        energy = extraction.energy(cell, expansion)
+        return System(host, SemiGrandCanonical(energy), energy.metadata["parent"])
 
     @property
     def trained(self) -> TrainedModel | None:
@@ -179,6 +213,7 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         temperature: float | None = None,
         chemical_potentials: Mapping[str, float] | None = None,
         weighted: bool = True,
+        route: str = "auto",
     ) -> Configurations:
         """Draw configurations from the model.
 
@@ -193,6 +228,10 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
             potential) and ``log_target = -(E - sum_i mu_i N_i)/kT``, the sum over active sites;
             or, if False, an unweighted Metropolis-Hastings chain of such draws, with repeats (see
             ``provenance``).
+        route : {"auto", "importance", "annealing", "refine"}
+            How rows come about (:func:`clease_nn.sampling.exact`). ``"auto"``: on structures
+            larger than those the model was trained on, pilot draws decide (:meth:`route` says how);
+            importance sampling otherwise. ``"refine"`` gives chains: ``weighted=False``.
 
         Raises
         ------
@@ -200,16 +239,38 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
             If the calculator's energy is more than a cluster expansion.
         ValueError
             If there is no model, frozen sublattices or sites to avoid restrict the
-            configurations, or the condition is out of range with ``out_of_range="raise"``.
+            configurations, the route is unknown or gives no such rows, or the condition is out
+            of range with ``out_of_range="raise"``.
         """
+        given, request = self._request(n, temperature, chemical_potentials)
+        c = self._models.sample(*request, weighted=weighted, route=route, train=self._on_demand())
+        return _as_given(c, given.repeat(len(c)))
+
+    def route(
+        self,
+        n: int = 1000,
+        temperature: float | None = None,
+        chemical_potentials: Mapping[str, float] | None = None,
+        weighted: bool = True,
+    ) -> SamplingRoute:
+        """How :meth:`sample` would best go about ``n`` rows at a condition, and why.
+
+        A pilot of a few draws decides; they are thrown away. Print the result for the reason in
+        words; ``seconds`` is roughly what the rows will take.
+
+        Parameters and errors as :meth:`sample`.
+        """
+        given, request = self._request(n, temperature, chemical_potentials)
+        [route] = self._models.routes(*request, weighted=weighted, train=self._on_demand())
+        return replace(route, conditions=given)
+
+    def _request(self, n, temperature, chemical_potentials):
+        """Conditions as given; conditions as models know them, rows and seed."""
         self._known()
         _check_count(n)
         given = self._given(temperature, chemical_potentials)
         self._refuse_restrictions()
-        seed = self._spawning.spawn(1)[0]
-        fixed = self._fixed(given)
-        c = self._models.sample(fixed, int(n), seed, weighted=weighted, train=self._on_demand())
-        return _as_given(c, given.repeat(len(c)))
+        return given, (self._fixed(given), int(n), self._spawning.spawn(1)[0])
 
     def sample_grid(
         self,
@@ -217,6 +278,7 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         temperatures: float | Sequence[float],
         chemical_potentials: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
         *,
+        route: str = "auto",
         progress: bool = True,
     ) -> Configurations:
         """Draw ``n`` weighted configurations at every condition of a grid.
@@ -230,6 +292,8 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         chemical_potentials : mapping to array_like, or sequence of mappings
             eV: ``{"Ag": 0, "Au": [0.1, 0.2]}``, of several elements all combinations; or a list
             of chemical potentials as :meth:`sample` takes them.
+        route : {"auto", "importance", "annealing"}
+            As in :meth:`sample`, condition by condition.
         progress : bool
             Show a progress bar.
 
@@ -250,6 +314,7 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         """
         self._known()
         _check_count(n)
+        check_route(route)
         scale = self.boltzmann_constant / kB
         temperatures = [scale * t for t in temperature_grid(temperatures)]
         mu = [self._gauge.mu(given) for given in potential_grid(chemical_potentials)]
@@ -259,6 +324,7 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
             self._fixed(given),
             int(n),
             self._spawning.spawn(1)[0],
+            route=route,
             progress=progress,
             train=self._on_demand(),
         )
@@ -270,6 +336,7 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         temperatures: float | Sequence[float],
         chemical_potentials: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]],
         *,
+        route: str = "auto",
         progress: bool = True,
     ) -> thermodynamics.DensityOfStates:
         """Thermodynamics at any condition on and between those of a grid, from the model.
@@ -277,7 +344,9 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         Parameters and errors as :meth:`sample_grid`, whose samples
         :func:`clease_nn.thermodynamics.density_of_states` combines.
         """
-        drawn = self.sample_grid(n, temperatures, chemical_potentials, progress=progress)
+        drawn = self.sample_grid(
+            n, temperatures, chemical_potentials, route=route, progress=progress
+        )
         return thermodynamics.density_of_states(drawn)
 
     def line(
@@ -315,13 +384,16 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
         temperature: float | None = None,
         chemical_potentials: Mapping[str, float] | None = None,
         n: int = 2000,
+        route: str = "auto",
     ) -> Estimate:
         """-kT ln Z in eV per supercell, ``Z = sum exp[-(E - sum_i mu_i N_i)/kT]``.
 
         The sum runs over all configurations, N_i over active sites. Parameters and errors as
         :meth:`sample`, whose weights it uses.
         """
-        e = thermodynamics.free_energy(self.sample(n, temperature, chemical_potentials))
+        e = thermodynamics.free_energy(
+            self.sample(n, temperature, chemical_potentials, route=route)
+        )
         return Estimate(float(e.value[0]), float(e.error[0]), float(e.ness[0]))
 
     def _refuse_restrictions(self) -> None:
@@ -332,6 +404,20 @@ class AbstractModelledEnsemble(SemiGrandCanonicalEnsemble, ABC):
                 "configurations, but the model draws all of them; use an ensemble without them "
                 "for sample() and free_energy()"
             )
+
+
+def _size(cell) -> list[int]:
+    """Repetitions of the primitive structure, checked."""
+    try:
+        size = [int(n) for n in cell]
+        if len(size) == 3 and all(n > 0 for n in size) and size == [*cell]:
+            return size
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(
+        "a cell must be ase.Atoms, a ClusterExpansionCalculator, or how often to repeat the "
+        f"primitive structure, such as (2, 2, 4); got {cell!r}"
+    )
 
 
 def _as_given(c: Configurations, given: Conditions) -> Configurations:

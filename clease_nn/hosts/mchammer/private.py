@@ -6,10 +6,17 @@ from collections.abc import Mapping
 
 import icet
 import numpy as np
+from ase import Atoms
 from mchammer import DataContainer
 from mchammer.calculators import ClusterExpansionCalculator
 
-__all__ = ["check_version", "property_scaling", "trajectory", "write_last_state"]
+__all__ = [
+    "check_version",
+    "property_scaling",
+    "structure_of",
+    "trajectory",
+    "write_last_state",
+]
 
 SUPPORTED = (4, 5)
 """Major versions of icet: from the first, below the second."""
@@ -30,6 +37,12 @@ def property_scaling(calculator: ClusterExpansionCalculator) -> float:
     """What a calculator multiplies the cluster expansion with."""
     check_version()
     return float(calculator._property_scaling)
+
+
+def structure_of(calculator: ClusterExpansionCalculator) -> Atoms:
+    """A copy of the structure that a calculator was made for."""
+    check_version()
+    return calculator.sublattices._structure.copy()
 
 
 def trajectory(container: DataContainer) -> list[Mapping]:
