@@ -34,7 +34,7 @@ from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
 from clease_nn.models import BySize, Coloured
 from clease_nn.sampling import sample
-from clease_nn.sources import MixedSource
+from clease_nn.sources import MixedSource, ParallelTemperingSource
 from clease_nn.statistics import normalized_ess
 from clease_nn.training import Stage, fit
 
@@ -189,19 +189,22 @@ class Plan:
     seconds: tuple[float, float]
     share: float = 0.5
     """Of the batches of the second training that are of the large cell."""
+    learning_rate: float = 1e-3
+    """Of the second training."""
 
 
 def plan(part: str, short: bool, log_z: str | None) -> Plan:
     if part == "ising20":
         sizes = (4, 6) if short else (10, 20)
-        return Plan(*(ising(size, short) for size in sizes), seconds=(600, 300))
+        return Plan(*(ising(size, short) for size in sizes), seconds=(600, 150))
     if part == "cuau64":
+        # the small cell only warms up: little of the budget, then the rate of a fresh start
         sizes = ((2, 2, 2), (2, 2, 4)) if short else ((2, 4, 4), (4, 4, 4))
-        seconds = (170, 410)
+        how = {"seconds": (170, 410), "share": 1.0, "learning_rate": 4e-3}
     else:
         sizes = ((2, 2, 2), (2, 2, 4)) if short else ((4, 4, 4), (4, 4, 8))
-        seconds = (580, 580)
-    return Plan(*(alloy(size, short, None if short else log_z) for size in sizes), seconds=seconds)
+        how = {"seconds": (580, 200)}
+    return Plan(*(alloy(size, short, None if short else log_z) for size in sizes), **how)
 
 
 def main() -> None:
@@ -242,7 +245,7 @@ def main() -> None:
                 seed,
                 kept("large"),
                 model=trained.model,
-                learning_rate=1e-3,
+                learning_rate=work.learning_rate,
                 stages=stages(work.small, work.large, work.share, seed),
             )
             run["trained"] = evaluate(trained, work.large, args.samples, seed)
