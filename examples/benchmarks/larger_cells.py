@@ -175,6 +175,8 @@ def shown(name: str, seed: int, r: dict) -> str:
 
 def stages(small: Cell, large: Cell, share: float, seed: int) -> list[Stage]:
     """One stage in which ``share`` of the batches are of the large cell, the rest of the small."""
+    if share == 1:
+        return [Stage(ParallelTemperingSource(large.ensemble, large.lattice, large.box, seed=seed))]
     systems = [(c.ensemble, c.lattice) for c in (small, large)]
     own = np.random.SeedSequence([seed, 7])
     return [Stage(MixedSource.tempering(systems, large.box, [1 - share, share], seed=own))]
