@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array, triu
 
 from clease_nn.conditions import Conditions
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
@@ -210,10 +211,16 @@ def _bonds(lattice: Lattice) -> list[tuple[float, int, int]]:
         return []
     nearest = min(distance for _, _, distance in keys)
     keys = [key for key in keys if abs(key[2] - nearest) < 3e-3]
-    count = lattice.relation_matrices(keys).sum(0)
-    pairs = np.argwhere(np.triu(count) > 0)
+    count = lattice.relation_lists(keys).tocoo()
+    n = lattice.n_sites
+    pairs = coo_array((count.data, (count.row % n, count.col)), shape=(n, n)).tocsr()
+    pairs = triu(pairs, format="coo")
+    order = np.lexsort((pairs.col, pairs.row))
     # a site's own image appears twice among its neighbours, once for each end of the bond
-    return [(float(count[i, j]) / (2 if i == j else 1), int(i), int(j)) for i, j in pairs]
+    return [
+        (float(c) / (2 if i == j else 1), int(i), int(j))
+        for i, j, c in zip(pairs.row[order], pairs.col[order], pairs.data[order], strict=True)
+    ]
 
 
 def _energy(lattice: Lattice, functions, terms, metadata) -> ClusterExpansionEnergy:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from clease_nn.lattice import Lattice
 
@@ -219,27 +220,34 @@ class ClusterTables:
         """
         self.check_lattice(lattice)
         sites = self.variables // max(self.n_functions, 1)
-        linked = np.zeros((self.n_sites, self.n_sites), dtype=bool)
         size = np.diff(self.pointer)
+        pairs = [np.empty((0, 2), dtype=np.int64)]
         for m in np.unique(size):
             of_term = sites[self.pointer[:-1][size == m][:, None] + np.arange(m)]
-            linked[of_term[:, :, None], of_term[:, None, :]] = True
-        np.fill_diagonal(linked, False)
-        if not linked.any():
+            two = np.stack(np.broadcast_arrays(of_term[:, :, None], of_term[:, None, :]), -1)
+            pairs.append(np.unique(two.reshape(-1, 2), axis=0))
+        pairs = np.unique(np.concatenate(pairs), axis=0)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        if not len(pairs):
             return []
+        shape = (self.n_sites, self.n_sites)
+        linked = csr_array((np.ones(len(pairs), dtype=np.int64), tuple(pairs.T)), shape=shape)
+
+        def missed(shells) -> int:
+            lists = lattice.relation_lists(shells).tocoo()
+            place = (lists.row % self.n_sites, lists.col)
+            reached = csr_array((np.ones(lists.nnz, dtype=np.int64), place), shape=shape)
+            return len(pairs) - linked.multiply(reached > 0).nnz
+
         n = 4
-        while True:
-            shells = lattice.pair_shells(n)
-            reached = lattice.relation_matrices(shells) > 0
-            if not (linked & ~reached.any(0)).any():
-                break
+        while missed(shells := lattice.pair_shells(n)):
             n *= 2
         # the shortest shells that together cover all linked pairs
         distances = sorted({k[2] for k in shells})
         for d in distances:
-            kept = [i for i, k in enumerate(shells) if k[2] <= d]
-            if not (linked & ~reached[kept].any(0)).any():
-                return [shells[i] for i in kept]
+            kept = [k for k in shells if k[2] <= d]
+            if not missed(kept):
+                return kept
         return shells
 
     def fold(self, site_to_cell: np.ndarray) -> ClusterTables:
