@@ -111,8 +111,9 @@ class Shortfall:
             )
         if effective >= _WANTED:
             return first
+        times = _WANTED / effective
         return (
-            f"{first}; until then draw {_WANTED / effective:.2g} times as many there for {_WANTED} "
+            f"{first}; until then draw {times:.{0 if times >= 10 else 1}f} times as many there for {_WANTED} "
             "effective samples"
         )
 
