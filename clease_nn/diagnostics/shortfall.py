@@ -113,8 +113,8 @@ class Shortfall:
             return first
         times = _WANTED / effective
         return (
-            f"{first}; until then draw {times:.{0 if times >= 10 else 1}f} times as many there for {_WANTED} "
-            "effective samples"
+            f"{first}; until then draw {times:.{0 if times >= 10 else 1}f} times as many there "
+            f"for {_WANTED} effective samples"
         )
 
     def problems(self) -> list[tuple[type[Warning], str]]:
