@@ -1,6 +1,8 @@
 """Models of small cells serve larger ones of the same parent, in both hosts, exactly."""
 
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import mchammer_helpers
 import numpy as np
@@ -296,3 +298,13 @@ def test_other_energies_cannot_be_trained_on_another_cell(nowhere):
     mc = NeuralSGCSampler(atoms, 800, ["Au", "Cu"], seed=1, neural_interval=None)
     with pytest.raises(ValueError, match="give its model to this one"):
         mc.fit(temps=(600, 900), chem_pots={"Au": (-0.1, 0.1)}, train_on=(1, 1, 1))
+
+
+def test_the_example_agrees_with_chains(monkeypatch):
+    """examples/larger_cell.py, in short, gives the energies of chains of the large cell."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    import larger_cell
+
+    with warnings.catch_warnings():
+        found = larger_cell.main(["--short"])
+    assert np.abs(found["z"]).max() < 4.5
