@@ -245,6 +245,17 @@ def test_windows_of_cubic_cells_fit_primitive_ones():
             assert np.allclose(there[near < 3.9], near[near < 3.9])
 
 
+def test_defaults_overlap_by_a_third_with_a_margin():
+    """Where nothing is asked for, and what the stride leaves of the margin."""
+    small = Lattice.square(10)
+    for stride, expected in ((None, (7, 1)), (7, (7, 1)), (9, (9, 0)), (10, (10, 0))):
+        model = WindowedModel(Tables(small), small, stride)
+        assert model.stride == (expected[0],) * 2 + (1,)
+        assert model.margin == (expected[1],) * 2 + (0,)
+    whole = WindowedModel(fixed(Lattice.square(4)), Lattice.square(4), 1)
+    assert whole.margin == (0, 0, 0)
+
+
 # ------------------------------------------------------------------ densities
 def test_probabilities_of_all_states_sum_to_one(case):
     """sum_x q(x) = 1 for the steps of one draw, and for any others."""
@@ -345,7 +356,7 @@ def test_each_window_is_completed_as_the_small_cell(order, stride):
     """Window by window by hand: the model of the small cell, given what is known in the window."""
     small, large = Lattice.square(3), Lattice.square(5, 4)
     inner = Tables(small)
-    model = WindowedModel(inner, small, stride, order)
+    model = WindowedModel(inner, small, stride, order, margin=0)
     empty = Configurations.unknown(large, conditions_of(large, 1))
     for seed in range(5):
         drawn = model.complete(empty, torch.Generator().manual_seed(seed))

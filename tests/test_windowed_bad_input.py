@@ -43,6 +43,13 @@ def test_settings_that_cannot_work(settings, message):
         windowed(**settings)
 
 
+def test_a_fixed_order_has_no_margin():
+    """A fixed order cannot leave sites out."""
+    network = MaskedMLP(SMALL, BOX, width=4, layers=2, needs_fields=False)
+    with pytest.raises(ValueError, match="margin must be 0, got 1; or use AnyOrderARM"):
+        WindowedModel(FixedOrderARM(network), SMALL, 2, margin=1)
+
+
 def test_a_model_of_another_cell():
     """The small lattice must be that of the model."""
     with pytest.raises(ValueError, match="made for the cell"):

@@ -32,7 +32,9 @@ class WindowedModel(AbstractOccupationModel):
     it from there, so that any ``steps`` give a normalised distribution, and those of
     :meth:`draw_steps` the windows one after another. Windows that share no site share passes.
 
-    What it costs is likelihood: each window takes its far side for the neighbour of its near side.
+    What it costs is likelihood: each window takes its far side for the neighbour of its near
+    side. Most of that is regained if sites at the rim of a window are left to the windows beside
+    it (``margin``).
 
     Conditions are those of the larger lattice. Fields, where the model uses them, are those of
     the larger lattice at the sites of the window: they see all known sites, the window's and
@@ -52,15 +54,17 @@ class WindowedModel(AbstractOccupationModel):
         the window where that is narrower. Default: so that neighbours overlap by a third.
     order : "raster" or "random"
         Windows in raster order, or in a random order for every row.
-    margin : int or sequence of 3 int
-        Outermost repeats of a window that are looked at, but not drawn there. A single number is
-        cut where the window is too narrow.
+    margin : int or sequence of 3 int, optional
+        Outermost repeats of a window that are looked at, but not drawn there, so that no site is
+        drawn next to one that is its neighbour in the small cell only. A single number is cut
+        where the window is too narrow. Default: one where the stride leaves room for it and the
+        model has no fixed order; published: none.
 
     Raises
     ------
     ValueError
-        If a stride leaves gaps between windows, a margin leaves no room, the order is unknown,
-        or the model does not serve ``small``.
+        If a stride leaves gaps between windows, a margin leaves no room or the model has a fixed
+        order, the order of windows is unknown, or the model does not serve ``small``.
 
     Examples
     --------
@@ -82,7 +86,7 @@ class WindowedModel(AbstractOccupationModel):
         small: Lattice,
         stride: int | Sequence[int] | None = None,
         order: str = "raster",
-        margin: int | Sequence[int] = 0,
+        margin: int | Sequence[int] | None = None,
     ):
         super().__init__()
         if order not in ("raster", "random"):
@@ -92,13 +96,29 @@ class WindowedModel(AbstractOccupationModel):
         self.small = small
         self.order = order
         self.repeats = window_repeats(small)
+        fixed = not model.any_order
+        if margin is None:
+            margin = [0] * 3 if fixed else self._room(stride)
         self.margin = self._along_each("margin", margin, [(n - 1) // 2 for n in self.repeats], 0)
+        if fixed and any(self.margin):
+            raise ValueError(
+                f"{type(model).__name__} draws every site of a window in one order and leaves out "
+                f"none: margin must be 0, got {margin}; or use AnyOrderARM"
+            )
         widths = [n - 2 * m for n, m in zip(self.repeats, self.margin, strict=True)]
         if stride is None:
             thirds = [max(1, n - max(1, n // 3)) for n in self.repeats]
             stride = [min(w, third) for w, third in zip(widths, thirds, strict=True)]
         self.stride = self._along_each("stride", stride, widths, 1)
         self._placed: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _room(self, stride: int | Sequence[int] | None) -> list[int]:
+        """A margin of one repeat along each cell vector where the stride leaves room for it."""
+        given = [stride] * 3 if stride is None or isinstance(stride, int) else list(stride)
+        if len(given) != 3:
+            return [0] * 3
+        steps = [1 if s is None else s for s in given]
+        return [int(1 <= s <= n - 2) for n, s in zip(self.repeats, steps, strict=True)]
 
     def _along_each(self, name: str, value, limits: list[int], least: int) -> tuple[int, ...]:
         """``value`` along the three cell vectors, checked."""
