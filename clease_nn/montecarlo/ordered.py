@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -14,7 +13,7 @@ from clease_nn.configurations import Configurations, species_counts
 from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import Lattice
-from clease_nn.montecarlo.cells import PeriodicCells, hermite
+from clease_nn.montecarlo.cells import PeriodicCells, hermite, reduced
 from clease_nn.montecarlo.chains import check_occupations, make_engine
 from clease_nn.montecarlo.engines import TableEngine
 from clease_nn.montecarlo.growth import small_lattice
@@ -74,7 +73,7 @@ def ordered_phases(
     given: Configurations | np.ndarray | None = None,
     *,
     per_condition: int = 3,
-    max_states: int = 2**18,
+    max_states: int = 2**16,
 ) -> OrderedPhases:
     """Ground states of the small periodic cells of a supercell, at all mu of some conditions.
 
@@ -95,7 +94,7 @@ def ordered_phases(
     per_condition : int
         At least 1.
     max_states : int
-        The default holds cells of up to 8 binary sites and takes a second or two; 2**22 those of
+        The default holds cells of up to 8 binary sites and takes seconds; 2**22 those of
         16 sites in supercells that are not too large.
 
     Returns
@@ -204,18 +203,19 @@ def _enumerated(tables, lattice, mu, per_condition, max_states):
         if total > max_states:
             break
         chosen += [(size, cell) for cell in of_size]
-    # all of them tile this intermediate cell: folding in two steps is cheaper
-    repeat = math.lcm(1, *(size for size, _ in chosen))
-    d = len(cells.supercell)
-    middle = hermite(np.concatenate([cells.supercell, repeat * np.eye(d, dtype=np.int64)]))
-    to_middle = cells.labels(middle)
-    folded = tables.fold(to_middle)
-    in_middle = np.unique(to_middle, return_index=True)[1]
+    eye = np.eye(len(cells.supercell), dtype=np.int64)
+    halfway: dict[int, tuple] = {}
     out, evaluations = [], 0
-    for _, cell in chosen:
+    for size, cell in chosen:
+        # the cell also tiles one of `repeat` primitive cells a side: folding twice is cheaper
+        repeat = next(r for r in range(1, size + 1) if not reduced(r * eye, cell).any())
+        if repeat not in halfway:
+            onto = cells.labels(hermite(np.concatenate([cells.supercell, repeat * eye])))
+            halfway[repeat] = tables.fold(onto), np.unique(onto, return_index=True)[1]
+        folded, sites = halfway[repeat]
         stage = cells.labels(cell)
         small = small_lattice(lattice, stage)
-        engine = TableEngine(folded.fold(stage[in_middle]), small)
+        engine = TableEngine(folded.fold(stage[sites]), small)
         states = _all_states(small.allowed)
         energy = engine.energies(states)
         phase, wanted = _lowest_phases(energy, _counts(states, small), mu, per_condition)
