@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ def anneal(
     population: int = 1,
     ness: float = 0.8,
     max_steps: int = 2000,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     threads: int = 1,
     precision: str = "float32",
     progress: bool = True,
@@ -97,8 +96,9 @@ def anneal(
     start : Conditions, optional
         Where rows are drawn, within the trained range: one for all targets or one a target.
         Default: the target itself if a pilot of 64 draws has a NESS of at least ``ness`` there,
-        otherwise the nearest higher or lower temperature at which one has, whichever needs the
-        shorter path.
+        otherwise the nearest higher or lower temperature at which one has, whichever serves
+        better in trials of the path; infinite temperature, with random configurations, is tried
+        where the model is good nowhere.
     steps : int, optional
         Conditions on the path, evenly spaced in (1/kT, mu/kT), the last one the target: 1 is plain
         importance sampling with the draws of the start. Default: a pilot run measures the length
@@ -262,7 +262,10 @@ class _Task:
         """Start and fractions of the path to one target, measured as far as they are not given."""
         starts = [at] if at is not None or self.model is None else self.starts(target, box)
         if steps is not None:
-            return starts[-1], np.arange(1, steps + 1) / steps
+            if len(starts) > 1:
+                known = [at for at in starts if at is not None]
+                starts = [max(known, key=lambda at: self.pilot(at, target)[1])]
+            return starts[0], np.arange(1, steps + 1) / steps
         best = None
         for at in starts:
             fractions, path_ness = self.measured(at, target, max_steps)
@@ -273,19 +276,26 @@ class _Task:
                 best = rank, at, fractions
         return best[1:]
 
-    def starts(self, target: Conditions, box: ConditionRange | None) -> list[Conditions]:
-        """The target where the model is good there; else it and what is good around it."""
+    def starts(self, target: Conditions, box: ConditionRange | None) -> list[Conditions | None]:
+        """The target where the model is good there; else it and the best above and below.
+
+        Where the model is good nowhere, infinite temperature too, where random configurations are.
+        """
+
+        def found(at: Conditions) -> float:
+            return self.pilot(at, target)[1]
+
         near, above, below = _candidates(target, box)
-        found = [near]
-        if self.pilot(near, target)[1] >= self.ness:
-            return found
+        if found(near) >= self.ness:
+            return [near]
+        out: list[Conditions | None] = [near]
         for side in (below, above):
-            good = (at for at in side if self.pilot(at, target)[1] >= self.ness)
-            found += list(islice(good, 1))
-        if len(found) == 1:
-            tried = [near, *below, *above]
-            found.append(max(tried, key=lambda at: self.pilot(at, target)[1]))
-        return found
+            if side:
+                good = (at for at in side if found(at) >= self.ness)
+                out.append(next(good, None) or max(side, key=found))
+        if not any(found(at) >= self.ness for at in out):
+            out.append(None)
+        return out
 
     def measured(
         self, at: Conditions | None, target: Conditions, max_steps: int
