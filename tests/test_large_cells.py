@@ -139,7 +139,7 @@ from clease_nn.configurations import Configurations
 from clease_nn.lattice import Lattice
 from clease_nn.networks import LatticeConvolution
 from clease_nn.models import AnyOrderARM
-size, batch = 64, 24
+size, batch = 64, 12
 lattice = Lattice.square(size)
 box = ConditionRange((300, 900), [-0.1], [0.1], [[-1.0, 1.0]])
 tiny = Lattice.square(2)

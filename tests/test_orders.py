@@ -141,7 +141,7 @@ def test_passes_do_not_depend_on_the_size_around_a_block():
         steps = Coloured().steps(known, lattice, torch.Generator().manual_seed(0))
         passes.append((steps.max(1).values + 1).double())
     z = (passes[0].mean() - passes[1].mean()) / np.sqrt(sum(float(p.var()) / 50 for p in passes))
-    assert abs(z) < 4.5 and passes[1].max() < 25
+    assert abs(z) < 4.5 and passes[1].max() < 35
 
 
 @pytest.mark.parametrize("order", [OneByOne(), Coloured(), BySize(20, Coloured(0.9))])
@@ -217,7 +217,7 @@ def test_likelihood_as_drawn_is_that_of_the_steps(make):
     occupations[4:, ::3] = 1
     partial = Configurations(lattice, box.grid(8, 1), occupations)
     c = model.complete(partial, torch.Generator().manual_seed(0), ensemble.fields)
-    assert int(c.step.max()) < 30 and torch.equal(c.step < 0, partial.known)
+    assert int(c.step.max()) < 40 and torch.equal(c.step < 0, partial.known)
     with torch.no_grad():
         again = model.log_prob(c, steps=c.step, fields=ensemble.fields)
     assert (again - c.log_prob).abs().max() < 1e-4
