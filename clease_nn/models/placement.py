@@ -166,7 +166,7 @@ def place_windows(
         turns = cell.fractional(window.cell[axis])
         is_open = bool((np.abs(turns)[~cell.periodic] > 1e-6).any())
         open_axes.append(is_open)
-        if units[axis] is None or (np.abs(turns - np.round(turns)) < 1e-6).all() and not is_open:
+        if units[axis] is None or ((np.abs(turns - np.round(turns)) < 1e-6).all() and not is_open):
             starts.append(np.zeros(1, dtype=int))
             margin[axis] = 0
         elif is_open:
