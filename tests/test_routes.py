@@ -96,7 +96,7 @@ def test_pilots_grow_with_the_rows_that_are_wanted():
         choose_routes(*toy(), at((1500.0,), (0.0,)), n).cost.energy_evaluations
         for n in (5, 200, 10_000)
     ]
-    assert costs == [16, 50, 96]
+    assert costs == [32, 50, 96]
 
 
 def test_expensive_energies_are_not_annealed():

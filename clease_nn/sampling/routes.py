@@ -40,7 +40,7 @@ LONGEST_PATH = 1000
 
 _GOOD = 0.25  # NESS of a pilot above which draws and their weights are enough
 _POOR = 0.1  # NESS below which thermodynamics warns of every number
-_PILOT = (16, 96)  # draws of a pilot: at least, at most
+_PILOT = (32, 96)  # draws of a pilot: at least, at most
 _PILOT_SHARE = 4  # rows asked for over draws of a pilot
 
 
@@ -153,7 +153,7 @@ def choose_routes(
 ) -> Routes:
     """Choose how to sample each condition from what pilot draws of the model are worth there.
 
-    Importance sampling where the NESS of 16 to 96 pilot draws is at least 0.25. Elsewhere the
+    Importance sampling where the NESS of 32 to 96 pilot draws is at least 0.25. Elsewhere the
     model's draws begin where it is good, mostly at a higher temperature, and are annealed to the
     condition (:func:`~clease_nn.sampling.annealing.anneal`); a pilot measures path and NESS. Where
     only averages are wanted (``log_z=False``), chains of blocks that the model redraws are begun
