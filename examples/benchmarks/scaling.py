@@ -35,7 +35,7 @@ from clease_nn.training import fit
 KT = (1.8, 2.27, 3.0)
 SIZES = (10, 20, 32, 45, 64)
 CUAU_SIZES = ((4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
-ORDERS = (OneByOne(), *(Coloured(d) for d in (0.9, 1.1, 1.3, 1.6)))
+ORDERS = (OneByOne(), *(Coloured(d) for d in (0.9, 1.3, 1.6, 2.0)))
 
 
 def measure(
