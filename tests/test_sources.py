@@ -5,14 +5,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import toys
 from training_toys import BOX, ising, model
 
 from clease_nn.conditions import ConditionRange, Conditions
 from clease_nn.energies.cluster_expansion import ClusterExpansionEnergy
+from clease_nn.energies.ising import ising_energy
 from clease_nn.energies.tables import ClusterTables
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import read_state, write_state
 from clease_nn.lattice import Lattice
+from clease_nn.models import AnyOrderARM
+from clease_nn.montecarlo.chains import random_occupations
+from clease_nn.networks import LatticeConvolution
 from clease_nn.objectives import CompleteBatch, MaskedBatch, cross_entropy
 from clease_nn.schedules import Annealing, FixedGrid, RandomWalk
 from clease_nn.sources import (
@@ -22,6 +27,7 @@ from clease_nn.sources import (
     independent,
 )
 from clease_nn.sources.generated import random_passes
+from clease_nn.sources.masking import with_surprises
 from clease_nn.sources.replay import tempered_weights
 
 SOURCES = {
@@ -254,3 +260,50 @@ def test_a_box_may_be_narrower_than_the_model():
     narrow = ConditionRange((30000, 31000), [-0.1], [0.1], [[-1.0, 1.0]])
     c = GeneratedSource(ensemble, lattice, narrow).batch(64, model("any", lattice)).full
     assert narrow.contains(c.conditions).all()
+
+
+# ------------------------------------------------------------------ rows with surprises
+def test_surprises_are_allowed_species_on_known_sites_of_as_many_rows_as_asked():
+    """Unknown sites and the input stay, species are allowed, and the mean number is p/2 a site."""
+    lattice = toys.two_sublattices()[0]
+    rng = np.random.default_rng(5)
+    full = random_occupations(lattice, 4000, rng)
+    before = full.copy()
+    known = rng.random(full.shape) < 0.7
+    x = with_surprises(full, known, lattice, 0.5, np.random.default_rng(1))
+    assert (full == before).all()
+    assert (x[~known] == full[~known]).all()
+    assert lattice.allowed[np.arange(lattice.n_sites), x].all()
+    other = 1 - 1 / lattice.allowed.sum(1)  # chance that a species drawn anew is another one
+    expected = (known * other).sum() * 0.5 * 0.05
+    number = (x != full).sum(1)
+    error = np.sqrt((number**2).sum())
+    assert abs(number.sum() - expected) < 5 * error < expected
+
+
+def test_a_batch_with_surprises_has_the_targets_of_its_own_known_sites():
+    """Targets are conditionals around the known sites as they are in the batch."""
+    lattice, box = Lattice.square(3), ConditionRange((40000, 40001), [-0.1], [0.1], [[-1.0, 1.0]])
+    ensemble = SemiGrandCanonical(ising_energy(lattice))
+    source = ParallelTemperingSource(
+        ensemble, lattice, box, shape=(4, 4), burn_in=2, surprises=1.0, target_sweeps=400, seed=3
+    )
+    model = AnyOrderARM(LatticeConvolution(lattice, box, channels=4, blocks=1))
+    batch = source.batch(16, model)
+    states = ensemble.enumerate(lattice)
+    for row in range(16):
+        known = batch.partial.known[row]
+        fits = (states.occupations[:, known] == batch.partial.occupations[row, known]).all(1)
+        p = states.probabilities(batch.partial.conditions[row]) * fits
+        exact = ((states.occupations == 0) * p[:, None]).sum(0) / p.sum()
+        off = (batch.targets[row, :, 0].double() - exact)[~known].abs().max()
+        assert off < 0.15  # 400 correlated sweeps of conditionals: errors of 0.02 or so
+
+
+def test_a_share_of_surprises_beyond_one_is_refused():
+    """The share of rows lies between 0 and 1."""
+    lattice, box = Lattice.square(3), ConditionRange((40000, 40001), [-0.1], [0.1], [[-1.0, 1.0]])
+    with pytest.raises(ValueError, match="surprises.*1.5"):
+        ParallelTemperingSource(
+            SemiGrandCanonical(ising_energy(lattice)), lattice, box, shape=(2, 2), surprises=1.5
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["random_known_sites"]
+from clease_nn.lattice import Lattice
+
+__all__ = ["random_known_sites", "with_surprises"]
 
 
 def random_known_sites(
@@ -35,3 +37,46 @@ def random_known_sites(
     number = np.minimum(np.searchsorted(np.cumsum(p), strata, side="right"), n_sites - 1)
     rank = rng.random((n_rows, n_sites)).argsort(1).argsort(1)
     return rank < number[:, None], (1 / (n_sites * p[number])).astype(np.float32)
+
+
+_MOST_SURPRISES = 0.1  # of the known sites of a row
+
+
+def with_surprises(
+    full: np.ndarray, known: np.ndarray, lattice: Lattice, share: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Copies of configurations in which some known sites carry species that chance put there.
+
+    A network learns its conditionals from known sites as the ensemble has them. What is rare there,
+    two minority sites next to each other in a cold small cell, it has never seen, but a cell
+    of many times the size has it somewhere, and one wild guess there spoils a whole draw. The
+    conditional distribution of the unknown sites is as well defined around improbable known
+    sites; rows with them take nothing from the others but time.
+
+    Parameters
+    ----------
+    full : ndarray, shape (rows, sites), int8
+    known : ndarray of bool, shape (rows, sites)
+    lattice : Lattice
+    share : float
+        Of the rows. In each of these a known site is drawn anew, evenly among its allowed
+        species, with a probability that is itself uniform between 0 and 0.1.
+    rng : numpy.random.Generator
+
+    Examples
+    --------
+    >>> full, known = np.zeros((1000, 16), dtype=np.int8), np.ones((1000, 16), dtype=bool)
+    >>> rng = np.random.default_rng(0)
+    >>> x = with_surprises(full, known, Lattice.square(4), 0.25, rng)
+    >>> round(x.mean() / (0.25 * 0.05 * 0.5), 1)  # as many other species as there should be
+    1.0
+    """
+    rows = rng.random(len(full)) < share
+    chance = np.where(rows, _MOST_SURPRISES * rng.random(len(full)), 0.0)
+    hit = known & (rng.random(full.shape) < chance[:, None])
+    number = lattice.allowed.sum(1)
+    choices = np.argsort(~lattice.allowed, axis=1, kind="stable")
+    row, site = hit.nonzero()
+    out = full.copy()
+    out[row, site] = choices[site, rng.integers(0, number[site])]
+    return out

@@ -19,7 +19,7 @@ from clease_nn.montecarlo.result import named
 from clease_nn.montecarlo.spacing import equalise_spacing
 from clease_nn.objectives import CompleteBatch, MaskedBatch
 from clease_nn.sources.abstract import AbstractSource
-from clease_nn.sources.masking import random_known_sites
+from clease_nn.sources.masking import random_known_sites, with_surprises
 from clease_nn.warnings import ChainWarning
 
 __all__ = ["ParallelTemperingSource"]
@@ -59,7 +59,16 @@ class ParallelTemperingSource(AbstractSource):
         on, 64 random chains try each of them every 20 batches. Each move is exact; that the model
         learns from the same chains makes a small difference, as in all adaptive Monte Carlo, that
         fades as the model settles. Moves with ``state_dict`` are resumed with the source.
+    surprises : float
+        Share of the rows in which some known sites carry species by chance
+        (:func:`~clease_nn.sources.masking.with_surprises`): what is rare in a small cell is not
+        in a large one. Masked rows only.
     seed : int or numpy.random.SeedSequence
+
+    Raises
+    ------
+    ValueError
+        If ``surprises`` is no share, and as ``ParallelTempering``.
 
     Attributes
     ----------
@@ -93,17 +102,20 @@ class ParallelTemperingSource(AbstractSource):
         burn_in: int = 50,
         start: str | Configurations | Sequence = "grow",
         moves: Callable[..., Sequence[Move]] | None = None,
+        surprises: float = 0.125,
         seed: int | np.random.SeedSequence = 0,
     ):
         sequence = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
+        if not 0 <= surprises <= 1:
+            raise ValueError(f"surprises must be a share of the rows, 0 to 1, got {surprises}")
         chains_seed, own_seed, order_seed = sequence.spawn(3)
         if shape is None:
             side = max(2, round(1024 ** (1 / (1 + box.n_axes))))
             shape = (side,) * (1 + box.n_axes)
         self.ensemble, self.lattice, self.box = ensemble, lattice, box
-        self.target_sweeps = target_sweeps
+        self.target_sweeps, self.surprises = target_sweeps, float(surprises)
         self.rng = np.random.default_rng(own_seed)
         self.orders = torch.Generator().manual_seed(int(order_seed.generate_state(1)[0]))
         self.tempering = ParallelTempering(
@@ -273,6 +285,9 @@ class ParallelTemperingSource(AbstractSource):
         if not model.any_order:
             return self._complete(full, conditions, torch.as_tensor(rows), model)
         known, weight = random_known_sites(size, self.lattice.n_sites, self.rng)
+        if self.surprises:
+            full = with_surprises(full.numpy(), known, self.lattice, self.surprises, self.rng)
+            full = torch.from_numpy(full)
         targets, _ = heat_bath_probabilities(
             self.ensemble, self.lattice, conditions, full, known, self.target_sweeps, self.rng
         )

@@ -198,7 +198,7 @@ class Plan:
 def plan(part: str, short: bool, log_z: str | None) -> Plan:
     if part == "ising20":
         sizes = (4, 6) if short else (10, 20)
-        return Plan(*(ising(size, short) for size in sizes), seconds=(600, 150))
+        return Plan(*(ising(size, short) for size in sizes), seconds=(300, 100))
     if part == "cuau64":
         # the small cell only warms up: little of the budget, then the rate of a fresh start
         sizes = ((2, 2, 2), (2, 2, 4)) if short else ((2, 4, 4), (4, 4, 4))
