@@ -32,7 +32,7 @@ from clease_nn.energies.ising import ising_conditions, ising_energy, kaufman_log
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.io import TrainedModel
 from clease_nn.lattice import Lattice
-from clease_nn.models import BySize, Coloured
+from clease_nn.models import AbstractOrder, BySize, Coloured
 from clease_nn.sampling import sample
 from clease_nn.sources import MixedSource, ParallelTemperingSource
 from clease_nn.statistics import normalized_ess
@@ -114,10 +114,10 @@ def train(cell: Cell, seconds: float, seed: int, path: Path | None, **options) -
     return trained
 
 
-def evaluate(trained: TrainedModel, cell: Cell, n: int, seed: int) -> dict:
+def evaluate(trained: TrainedModel, cell: Cell, n: int, seed: int, order: AbstractOrder) -> dict:
     """KL gap, NESS, catastrophic draws and cost of a draw over all conditions."""
     rng = torch.Generator().manual_seed(1000 + seed)
-    model = trained.model.with_order(BySize(few=64, many=Coloured()))
+    model = trained.model.with_order(order)
     log_w, counts, passes = [], [], []
     started = time.thread_time()
     for k in range(len(cell.conditions)):
@@ -178,8 +178,14 @@ def stages(small: Cell, large: Cell, share: float, seed: int) -> list[Stage]:
     if share == 1:
         return [Stage(ParallelTemperingSource(large.ensemble, large.lattice, large.box, seed=seed))]
     systems = [(c.ensemble, c.lattice) for c in (small, large)]
-    own = np.random.SeedSequence([seed, 7])
-    return [Stage(MixedSource.tempering(systems, large.box, [1 - share, share], seed=own))]
+    source = MixedSource.tempering(
+        systems,
+        large.box,
+        [1 - share, share],
+        seed=np.random.SeedSequence([seed, 7]),
+        start="ordered",
+    )
+    return [Stage(source)]
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500, help="draws a condition")
     parser.add_argument("--seconds", type=float, nargs=2, help="CPU seconds on each cell")
     parser.add_argument("--models", type=Path, help="folder: models are kept and found there")
+    parser.add_argument("--distance", type=float, help="of the coloured order above 64 sites")
     parser.add_argument("--log-z", help="JSON file of large_reference.py")
     parser.add_argument("--only", choices=("transfer", "trained"))
     parser.add_argument("--out", help="JSON file")
@@ -223,6 +230,8 @@ def main() -> None:
     args = parser.parse_args()
     one_thread()
     warnings.simplefilter("ignore", category=UserWarning)
+    many = Coloured() if args.distance is None else Coloured(args.distance)
+    order = BySize(few=64, many=many)
     work = plan(args.part, args.short, args.log_z)
     seconds = tuple(args.seconds or work.seconds)
     if args.short:
@@ -238,7 +247,7 @@ def main() -> None:
         trained = train(work.small, seconds[0], seed, kept("small"))
         run = {"seed": seed}
         if args.only != "trained":
-            run["transfer"] = evaluate(trained, work.large, args.samples, seed)
+            run["transfer"] = evaluate(trained, work.large, args.samples, seed, order)
             print(shown("transfer", seed, run["transfer"]), flush=True)
         if args.only != "transfer":
             trained = train(
@@ -250,10 +259,16 @@ def main() -> None:
                 learning_rate=work.learning_rate,
                 stages=stages(work.small, work.large, work.share, seed),
             )
-            run["trained"] = evaluate(trained, work.large, args.samples, seed)
+            run["trained"] = evaluate(trained, work.large, args.samples, seed, order)
             print(shown("trained", seed, run["trained"]), flush=True)
         runs.append(run)
-    figures = {"part": args.part, "seconds": seconds, "share": work.share, "runs": runs}
+    figures = {
+        "part": args.part,
+        "order": order.config(),
+        "seconds": seconds,
+        "share": work.share,
+        "runs": runs,
+    }
     for name in ("transfer", "trained"):
         for key in ("kl_gap_nats", "ness_mean", "ness_min", "catastrophic", "passes"):
             values = [run[name][key] for run in runs if name in run]
