@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase.build import bulk, fcc100
 
+import clease_nn.models.windowed as windowed_module
 from clease_nn.conditions import ConditionRange
 from clease_nn.configurations import Configurations
 from clease_nn.lattice import Lattice
@@ -14,6 +15,7 @@ from clease_nn.networks import MLP, MaskedMLP
 SPECIES = ("Cu", "Au")
 BOX = ConditionRange((600, 2400), [-0.1], [0.1], [[1.0, -1.0]])
 SMALL = Lattice.square(4)
+UNKNOWN_36 = Configurations.unknown(Lattice.square(6), BOX.grid(1, 1))
 
 
 def inner(small=SMALL, fields=False):
@@ -41,6 +43,24 @@ def test_settings_that_cannot_work(settings, message):
     """Strides with gaps, margins without room, and unknown orders say what would do."""
     with pytest.raises(ValueError, match=message):
         windowed(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"stride": 2.5}, {"stride": (2.5, 2, 1)}, {"margin": "1"}])
+def test_strides_are_integers(settings):
+    """Fractions are refused, not cut; integers of numpy are integers."""
+    with pytest.raises(TypeError, match="must be an integer or three integers, got"):
+        windowed(**settings)
+    assert windowed(stride=np.int64(2)).stride == windowed(stride=2).stride
+
+
+def test_more_passes_than_can_be_numbered(monkeypatch):
+    """A pass that has no number is refused, not wrapped round to a known site."""
+    passes = int(windowed().draw_steps(UNKNOWN_36, torch.Generator().manual_seed(0)).max()) + 1
+    monkeypatch.setattr(windowed_module, "_LAST", passes - 1)
+    windowed().draw_steps(UNKNOWN_36, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(windowed_module, "_LAST", passes - 2)
+    with pytest.raises(ValueError, match=rf"{passes} passes, more than can be .* larger stride"):
+        windowed().draw_steps(UNKNOWN_36, torch.Generator().manual_seed(0))
 
 
 def test_a_fixed_order_has_no_margin():

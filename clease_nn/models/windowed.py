@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from clease_nn.models.abstract import AbstractOccupationModel, Fields
 from clease_nn.models.placement import Windows, place_windows, window_repeats
 
 __all__ = ["WindowedModel"]
+
+_LAST = torch.iinfo(torch.int16).max  # number of the last pass
 
 
 class WindowedModel(AbstractOccupationModel):
@@ -65,6 +69,8 @@ class WindowedModel(AbstractOccupationModel):
     ValueError
         If a stride leaves gaps between windows, a margin leaves no room or the model has a fixed
         order, the order of windows is unknown, or the model does not serve ``small``.
+    TypeError
+        If a stride or a margin is not an integer.
 
     Examples
     --------
@@ -91,6 +97,7 @@ class WindowedModel(AbstractOccupationModel):
         super().__init__()
         if order not in ("raster", "random"):
             raise ValueError(f'the order of windows must be "raster" or "random", got {order!r}')
+        stride, margin = _integers("stride", stride), _integers("margin", margin)
         model.check_lattice(small)
         self.model = model
         self.small = small
@@ -126,7 +133,7 @@ class WindowedModel(AbstractOccupationModel):
             values, limit = [min(value, n) for n in limits], max(limits)
             wrong = not least <= value <= limit
         else:
-            values, limit = [int(v) for v in value], tuple(limits)
+            values, limit = list(value), tuple(limits)
             if len(values) != 3:
                 raise ValueError(f"{name} must be one number or three, got {len(values)}")
             wrong = any(not least <= v <= n for v, n in zip(values, limits, strict=True))
@@ -254,7 +261,8 @@ class WindowedModel(AbstractOccupationModel):
         Raises
         ------
         ValueError
-            If the model has a fixed order and the known sites of a window are not its first.
+            If the model has a fixed order and the known sites of a window are not its first, or
+            there are more passes than can be numbered.
         """
         device = c.occupations.device
         sites, core = self._tables(c.lattice, device)
@@ -282,7 +290,14 @@ class WindowedModel(AbstractOccupationModel):
             steps[row, under[now]] = inner[now]
             ends[row, under[now]] = inner.amax(1, keepdim=True).expand_as(inner)[now]
             taken[row, under[now]] = True
-        return _without_gaps(steps).to(torch.int16)
+        steps = _without_gaps(steps)
+        if steps.numel() and int(steps.max()) > _LAST:
+            raise ValueError(
+                f"{int(steps.max()) + 1} passes, more than can be numbered ({_LAST + 1}); take a "
+                f"larger stride than {self.stride}, or a model of the small cell that draws more "
+                "sites a pass"
+            )
+        return steps.to(torch.int16)
 
     def _steps_of_window(self, window: Configurations, rng, number: int) -> Tensor:
         try:
@@ -391,6 +406,16 @@ class WindowedModel(AbstractOccupationModel):
             config["order"],
             config["margin"],
         )
+
+
+def _integers(name: str, value):
+    """One integer, several, or None."""
+    try:
+        if value is None:
+            return None
+        return index(value) if np.ndim(value) == 0 else tuple(index(v) for v in value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or three integers, got {value!r}") from None
 
 
 def _rows_of_passes(steps: Tensor) -> Iterator[Tensor]:
