@@ -1,5 +1,6 @@
 """Laws of where chains begin: small cells, ordered phases, both sides of a coexistence."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -23,7 +24,10 @@ from clease_nn.montecarlo import (
 )
 from clease_nn.montecarlo.anchors import GroundStates
 from clease_nn.montecarlo.cells import PeriodicCells, hermite, reduced
+from clease_nn.montecarlo.log_z import anchored
+from clease_nn.montecarlo.ordered import MOST_VARIANTS, OrderedPhases, _lowest_phases
 from clease_nn.montecarlo.starts import ordered_start, small_cells
+from clease_nn.warnings import ChainWarning
 
 
 def fcc(shape=(2, 2, 2), cubic=True):
@@ -155,6 +159,18 @@ def test_all_variants_of_ordered_alloys_are_found():
     np.testing.assert_allclose(rows.energy / 32, expected, atol=1e-9)
 
 
+def test_phases_of_many_species_are_told_apart():
+    """Six species on 4096 sites have more compositions than 64 bits count; two rows are alike."""
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(4096, np.full(6, 1 / 6), size=20).astype(float)
+    energy = rng.normal(size=20)
+    counts[7], energy[7] = counts[3], energy[3]
+    phase, wanted = _lowest_phases(energy, counts, np.zeros((2, 6)), 3)
+    assert phase[7] == phase[3] and len(np.unique(phase)) == 19
+    lowest = list(dict.fromkeys(phase[np.argsort(energy)].tolist()))[:3]
+    assert set(wanted.tolist()) == set(lowest)
+
+
 def test_variants_are_drawn_evenly():
     """Each of six variants as often as the others."""
     lattice = fcc()
@@ -266,6 +282,79 @@ def test_the_share_of_the_ground_state_gives_log_z():
         assert np.abs((log_z - reference[at])[missed == 0]).max(initial=0) < 12 / n
     assert 10 < len(used) < len(conditions)
     assert len(z) > 60 and np.abs(z).max() < 4.5 and 0.75 < np.std(z) < 1.25
+
+
+def ladder(n, rng, at, own):
+    """Differences along one ladder of three conditions, and an anchor at the last one."""
+    influence = rng.normal(size=(n, 2))
+    influence -= influence.mean(0)
+    own_influence = 0.1 * rng.normal(size=(n, 1))
+    variance = (influence**2).mean(0) / n
+    anchor = np.array([2]), np.array([own]), own_influence - own_influence.mean(0)
+    anchors = (*anchor, (anchor[2] ** 2).mean(0) / n)
+    pairs = np.array([0, 1]), np.array([1, 2])
+    known = np.array([True, False, False])
+    return anchored(3, pairs, np.diff(at), influence, variance, known, at[0], anchors)
+
+
+def test_ground_states_that_agree_make_ln_z_better():
+    """An anchor within the error of the ladder lowers the error, and is no conflict."""
+    n = 400
+    log_z, error, conflict = ladder(n, np.random.default_rng(0), np.array([5.0, 6.0, 8.0]), 8.05)
+    assert not conflict.any()
+    assert error[2] < 0.3 * np.sqrt(2 / n) and abs(log_z[2] - 8.05) < 0.01
+    assert log_z[0] == 5.0 and error[0] == 0
+
+
+def test_ground_states_in_conflict_are_in_the_error():
+    """A share that misses half of the variants is off by ln 2: the error says so."""
+    short = 8.0 - np.log(2)
+    log_z, error, conflict = ladder(400, np.random.default_rng(0), np.array([5.0, 6.0, 8.0]), short)
+    assert abs(conflict[2] + np.log(2)) < 0.05
+    assert error[2] + 1e-9 > abs(log_z[2] - 8.0) > 0.6 and error[0] == 0
+
+
+def test_conflicts_are_warned_of():
+    """The warning names the condition, and how far the two are apart."""
+    lattice, ensemble, box = SYSTEMS["binary"]()
+    run = ParallelTempering(ensemble, lattice, box, (2,) + (2,) * box.n_axes, start="ordered")
+    result = run.run(20)
+    assert result.conflict.shape == (len(result.conditions),)
+    off = np.zeros(len(result.conditions))
+    off[1] = -0.7
+    with pytest.warns(ChainWarning, match=r"differ by up to 0.70 at 1 of .*: chains did not reach"):
+        dataclasses.replace(result, conflict=off).warn(20)
+
+
+def test_phases_with_more_variants_than_kept_give_no_log_z():
+    """Their share of the time is not known: chains may stay in variants that are not listed."""
+    lattice, ensemble, _ = SYSTEMS["binary"]()
+    cold = Conditions([2.0], [[0.03, -0.03]])
+    phases = ordered_phases(ensemble, lattice, cold)
+    ground = GroundStates(phases, cold)
+    rows = torch.from_numpy(np.flatnonzero(phases.phase == ground.best[0]))
+    c = phases.configurations[rows]
+    x, energy = c.occupations.numpy()[:1], c.energy.numpy()[:1]
+    assert ground.visited(x, energy).all()
+    copies = rows.repeat(MOST_VARIANTS // len(rows) + 1)[:MOST_VARIANTS]
+    keep = torch.cat([torch.from_numpy(np.flatnonzero(phases.phase != ground.best[0])), copies])
+    full = OrderedPhases(phases.configurations[keep], phases.phase[keep.numpy()])
+    assert not GroundStates(full, cold).visited(x, energy).any()
+
+
+def test_only_variants_of_one_energy_are_counted():
+    """A variant whose energy is off, as rounding allows, is neither counted nor visited."""
+    lattice, ensemble, _ = SYSTEMS["binary"]()
+    cold = Conditions([2.0], [[0.03, -0.03]])
+    phases = ordered_phases(ensemble, lattice, cold)
+    ground = GroundStates(phases, cold)
+    row = int(np.flatnonzero(phases.phase == ground.best[0])[0])
+    again = torch.tensor([*range(len(phases.configurations)), row])
+    c = phases.configurations[again]
+    energy = c.energy.clone()
+    energy[-1] += 1e-5
+    more = OrderedPhases(dataclasses.replace(c, energy=energy), phases.phase[again.numpy()])
+    np.testing.assert_array_equal(GroundStates(more, cold).log_weight, ground.log_weight)
 
 
 def test_given_structures_are_among_the_phases():

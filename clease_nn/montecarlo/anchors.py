@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clease_nn.conditions import Conditions
-from clease_nn.montecarlo.ordered import OrderedPhases
+from clease_nn.montecarlo.ordered import MOST_VARIANTS, OrderedPhases
 
 __all__ = ["GroundStates"]
 
@@ -21,7 +21,11 @@ class GroundStates:
     chain spends in it, then ``ln Z = ln sum_G w - ln P(G)``. At low temperature, where the ground
     state is most of ``Z``, that needs no way up to infinite temperature. ``G`` is the ordered
     phase of largest weight at each condition, in all its known variants, unless another one comes
-    close.
+    close, or it has more variants than are kept.
+
+    Chains must reach the rest of ``Z``: one that never leaves a variant, or a phase, while others
+    weigh as much, gives too small a ``ln Z``. :func:`~clease_nn.montecarlo.log_z.anchored` compares
+    with what neighbours on the grid say.
 
     Parameters
     ----------
@@ -32,19 +36,22 @@ class GroundStates:
 
     def __init__(self, phases: OrderedPhases, conditions: Conditions):
         kT = conditions.kT.cpu().numpy()
-        variants = np.bincount(phases.phase)
-        grand = phases.grand_energies(conditions)
-        log_weight = np.log(variants) - grand / kT[:, None]
+        first = np.unique(phases.phase, return_index=True)[1]
+        energy = phases.configurations.energy.numpy()
+        same = np.abs(energy - energy[first][phases.phase]) < _EQUAL
+        variants = np.bincount(phases.phase[same], minlength=len(phases))
+        log_weight = np.log(variants) - phases.grand_energies(conditions) / kT[:, None]
         order = np.sort(log_weight, axis=1)
         self.best = log_weight.argmax(1)
         self.log_weight = order[:, -1]
-        self.clear = np.ones(len(kT), dtype=bool)
+        self.clear = (np.bincount(phases.phase) < MOST_VARIANTS)[self.best]
         if order.shape[1] > 1:
-            self.clear = order[:, -1] - order[:, -2] > _CLEAR
-        first = np.unique(phases.phase, return_index=True)[1]
-        self.energy = phases.configurations.energy.numpy()[first][self.best]
-        rows = phases.configurations.occupations.numpy()
-        self._phase_of = {x.tobytes(): int(p) for x, p in zip(rows, phases.phase, strict=True)}
+            self.clear &= order[:, -1] - order[:, -2] > _CLEAR
+        self.energy = energy[first][self.best]
+        rows = phases.configurations.occupations.numpy()[same]
+        self._phase_of = {
+            x.tobytes(): int(p) for x, p in zip(rows, phases.phase[same], strict=True)
+        }
 
     def visited(self, occupations: np.ndarray, energy: np.ndarray) -> np.ndarray:
         """(chains,) bool: the configuration is one of those counted at its condition."""

@@ -2,7 +2,8 @@
 
 Every pair of neighbouring conditions gives a difference of ln Z by Bennett's acceptance ratio
 [1]_; the differences of all pairs are combined by weighted least squares, with ln Z known exactly
-where beta = 0. The work grows linearly with the number of conditions.
+where beta = 0, and where ordered phases are known estimated at low temperature from the share of
+the time spent in them. The work grows linearly with the number of conditions.
 
 References
 ----------
@@ -19,9 +20,10 @@ from scipy.sparse.linalg import splu
 
 from clease_nn.statistics import integrated_autocorrelation_time
 
-__all__ = ["bennett", "combine", "differences"]
+__all__ = ["anchored", "bennett", "combine", "differences"]
 
 _BATCHES = 10
+_CONFLICT = 4.0  # errors of ln Z without anchors, by which anchors may move it
 
 
 def bennett(forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -168,6 +170,56 @@ def combine(
         for c in range(series.shape[1]):
             error[free[k + c]] = np.sqrt(_variance_of_mean(series[:, c]))
     return log_z, error
+
+
+def anchored(
+    nodes: int,
+    pairs: tuple[np.ndarray, np.ndarray],
+    difference: np.ndarray,
+    influence: np.ndarray,
+    variance: np.ndarray,
+    known: np.ndarray,
+    value: float,
+    anchors: tuple[np.ndarray, ...],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`combine` with estimates of ln Z of some nodes, and where these are in conflict.
+
+    An estimate from the share of the time in known configurations
+    (:class:`~clease_nn.montecarlo.anchors.GroundStates`) knows nothing of variants and phases that
+    its chain never reached. Where such estimates move ln Z by more than four errors, one of the
+    two must be wrong, and the error is at least what they differ by.
+
+    Parameters
+    ----------
+    nodes, pairs, difference, influence, variance, known, value
+        As for :func:`combine`.
+    anchors : tuple
+        Nodes, ln Z of each, influence and variance, as :meth:`GroundStates.log_z` has them.
+
+    Returns
+    -------
+    log_z, error : ndarray, shape (nodes,)
+    conflict : ndarray, shape (nodes,)
+        What the estimates moved ln Z by where that is more than four errors; zero elsewhere.
+    """
+    plain, plain_error = combine(nodes, pairs, difference, influence, variance, known, value)
+    at, own, own_influence, own_variance = anchors
+    if not len(at):
+        return plain, plain_error, np.zeros(nodes)
+    i = np.append(pairs[0], np.full(len(at), np.flatnonzero(known)[0]))
+    log_z, error = combine(
+        nodes,
+        (i, np.append(pairs[1], at)),
+        np.append(difference, own - value),
+        np.concatenate([influence, own_influence], 1),
+        np.append(variance, own_variance),
+        known,
+        value,
+    )
+    conflict = log_z - plain
+    limit = _CONFLICT * np.hypot(plain_error, 0.5 / len(influence))
+    conflict[np.abs(conflict) <= limit] = 0.0
+    return log_z, np.maximum(error, np.abs(conflict)), conflict
 
 
 def _variance_of_mean(x: np.ndarray) -> float:

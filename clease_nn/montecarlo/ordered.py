@@ -18,10 +18,12 @@ from clease_nn.montecarlo.chains import check_occupations, make_engine
 from clease_nn.montecarlo.engines import TableEngine
 from clease_nn.montecarlo.growth import small_lattice
 
-__all__ = ["OrderedPhases", "ordered_phases"]
+__all__ = ["MOST_VARIANTS", "OrderedPhases", "ordered_phases"]
+
+MOST_VARIANTS = 512
+"""Configurations of one phase that are kept, at most."""
 
 _DIGITS = 7  # energies per site (eV) that agree to so many digits are those of one phase
-_VARIANTS = 512  # configurations of one phase that are kept, at most
 _EQUAL = 1e-6  # eV; translations of a configuration differ by less
 _FEW = 16  # with fewer variants than that translations are added
 _KEPT = 4096  # configurations of one small cell that are kept, at most
@@ -141,11 +143,11 @@ def ordered_phases(
     for g in wanted:
         variants = every[phase == g]
         if len(variants) < _FEW:  # given or quenched: their translations belong to the phase
-            moved = lattice.random_translations(min(4 * lattice.n_sites, _VARIANTS), rng)
+            moved = lattice.random_translations(min(4 * lattice.n_sites, MOST_VARIANTS), rng)
             images = np.unique(variants[:, moved].reshape(-1, lattice.n_sites), axis=0)
             alike = np.abs(engine.energies(images) - energy[phase == g].min()) < _EQUAL
             variants = np.unique(np.concatenate([variants, images[alike]]), axis=0)
-        rows.append(variants[rng.permutation(len(variants))[:_VARIANTS]])
+        rows.append(variants[rng.permutation(len(variants))[:MOST_VARIANTS]])
     occupations = torch.from_numpy(np.concatenate(rows))
     number = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
     energy = engine.energies(occupations.numpy())
@@ -175,10 +177,8 @@ def _lowest_phases(energy, counts, mu, per_condition):
 
     Rows of one energy and composition are one phase.
     """
-    sites = counts[0].sum()
-    code = np.ravel_multi_index(counts.astype(np.int64).T, [int(sites) + 1] * counts.shape[1])
-    code = np.unique(code, return_inverse=True)[1]
-    level = np.round(energy / sites * 10**_DIGITS).astype(np.int64)
+    code = np.unique(counts, axis=0, return_inverse=True)[1].ravel()
+    level = np.round(energy / counts[0].sum() * 10**_DIGITS).astype(np.int64)
     level -= level.min()
     key = code * (level.max() + 1) + level
     first, phase = np.unique(key, return_index=True, return_inverse=True)[1:]

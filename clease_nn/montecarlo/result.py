@@ -44,6 +44,9 @@ class TemperingResult:
         had been replaced twice. None: not tested.
     move_acceptance : ndarray, shape (moves, conditions)
         Share of accepted moves of each further kind in the measured part.
+    conflict : ndarray, shape (conditions,), optional
+        What the share of the time in the ground state moved ln Z by, where that is more than four
+        errors of ln Z without it; zero elsewhere. Part of the error of ``log_z``.
     """
 
     configurations: Configurations
@@ -55,6 +58,7 @@ class TemperingResult:
     energy_evaluations: int
     frozen: np.ndarray | None = None
     move_acceptance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    conflict: np.ndarray | None = None
 
     @property
     def cost(self) -> Cost:
@@ -72,7 +76,7 @@ class TemperingResult:
         return short > sigmas * self.log_z.error + 1e-6
 
     def warn(self, n_steps: int) -> None:
-        """Warn (ChainWarning) of a grid that hardly exchanges, frozen chains, ln Z below its bound.
+        """Warn (ChainWarning) of chains that do not exchange, froze or missed a phase.
 
         Parameters
         ----------
@@ -92,6 +96,17 @@ class TemperingResult:
                 f"{int(self.frozen.sum())} of {len(self.frozen)} chains were frozen when the "
                 f"measured part began: {named(self.conditions, np.flatnonzero(self.frozen))}. Use "
                 "start='ordered', a longer burn-in or a denser grid",
+                ChainWarning,
+                stacklevel=3,
+            )
+        if self.conflict is not None and self.conflict.any():
+            size = np.abs(self.conflict)
+            bad = np.argsort(-size, kind="stable")[: np.count_nonzero(size)]
+            warnings.warn(
+                f"ln Z from the share of the ground state and from exchanges with hotter chains "
+                f"differ by up to {size.max():.2f} at {len(bad)} of {len(size)} conditions: "
+                f"{named(self.conditions, bad)}: chains did not reach all variants or phases; the "
+                "error holds the difference. Use more steps or a denser grid",
                 ChainWarning,
                 stacklevel=3,
             )

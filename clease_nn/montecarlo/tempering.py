@@ -19,7 +19,7 @@ from clease_nn.montecarlo.anchors import GroundStates
 from clease_nn.montecarlo.chains import Chains
 from clease_nn.montecarlo.frozen import FrozenChains, frozen_chains, ground_state_bound
 from clease_nn.montecarlo.grids import condition_grid, neighbours, weakest_link
-from clease_nn.montecarlo.log_z import combine, differences
+from clease_nn.montecarlo.log_z import anchored, combine, differences
 from clease_nn.montecarlo.moves import Move
 from clease_nn.montecarlo.ordered import OrderedPhases
 from clease_nn.montecarlo.result import TemperingResult
@@ -372,8 +372,9 @@ class ParallelTempering:
         Warns
         -----
         ChainWarning
-            If neighbours hardly ever exchange, chains remain frozen, or an estimate of ln Z
-            lies below its rigorous lower bound by more than four standard errors.
+            If neighbours hardly ever exchange, chains remain frozen, an estimate of ln Z lies
+            below its rigorous lower bound by more than four standard errors, or the ladder and
+            the share of the ground state do not agree on it.
         """
         if n_steps < 10:
             raise ValueError(f"n_steps must be at least 10, got {n_steps}")
@@ -428,7 +429,7 @@ class ParallelTempering:
         occupations = np.stack(kept, 1).reshape(-1, self.lattice.n_sites)
         row = np.repeat(np.arange(self.n_grid), len(kept))
         known = None if ground is None else ground.log_z(visits)
-        estimate = self._log_z(energy, counts, known) if log_z else None
+        estimate, conflict = self._log_z(energy, counts, known) if log_z else (None, None)
         self.seconds = before + time.perf_counter() - started
         configurations = self._configurations(occupations, np.stack(kept_energy, 1).ravel(), row)
         bound = None
@@ -445,31 +446,29 @@ class ParallelTempering:
             weakest_link=weakest_link(self._pairs, self._accepted, self._attempted),
             energy_evaluations=int(self.cost.energy_evaluations),
             frozen=frozen,
+            conflict=conflict,
             move_acceptance=accepted / max(self.steps // move_interval - begun // move_interval, 1),
         )
         result.warn(n_steps)
         return result
 
-    def _log_z(self, energy: np.ndarray, counts: np.ndarray, anchors) -> Estimate:
-        """ln Z on the grid from all series and from :meth:`GroundStates.log_z` (or None)."""
+    def _log_z(self, energy: np.ndarray, counts: np.ndarray, anchors):
+        """ln Z on the grid and its conflicts, from all series and :meth:`GroundStates.log_z`."""
         beta, beta_mu = self.chains.beta, self.chains.beta_mu
         pairs = [p for both in self._pairs for p in both if len(p[0])]
         known = beta == 0
         (i, j), difference, influence, variance = differences(
             pairs, beta, beta_mu, energy, counts, known
         )
-        if anchors is not None:
-            at, own, own_influence, own_variance = anchors
-            i, j = np.append(i, np.full(len(at), np.flatnonzero(known)[0])), np.append(j, at)
-            difference = np.append(difference, own - self.lattice.log_states)
-            influence = np.concatenate([influence, own_influence], 1)
-            variance = np.append(variance, own_variance)
-        value, error = combine(
-            len(beta), (i, j), difference, influence, variance, known, self.lattice.log_states
-        )
+        args = len(beta), (i, j), difference, influence, variance, known, self.lattice.log_states
+        conflict = np.zeros(len(beta))
+        if anchors is None:
+            value, error = combine(*args)
+        else:
+            value, error, conflict = anchored(*args, anchors)
         # what never happened in the run may well do so once in as many steps
         error = np.hypot(error, 0.5 / len(energy))
-        return Estimate(value[: self.n_grid], error[: self.n_grid])
+        return Estimate(value[: self.n_grid], error[: self.n_grid]), conflict[: self.n_grid]
 
     # ------------------------------------------------------------------ the ladder to beta = 0
     def _connect(self, index: np.ndarray) -> None:
