@@ -103,6 +103,16 @@ def test_the_map_is_finite_whatever_was_seen(gap):
     assert np.isfinite(out).all() and (out >= 0).all()
 
 
+def test_impossible_draws_draw_attention():
+    """An infinite gap is as bad as the worst; an unknown one spoils neither its look nor others."""
+    gap = np.array([0.1, np.inf, 0.4, np.nan])
+    where, out = focus_map([entry(gap, 0), entry([0.1, 0.1, 0.4, 0.1], 4)])
+    assert len(where) == len(out) == 7 and np.isfinite(out).all()
+    assert out[1] == out[:3].max() and out[0] < out[1]
+    _, none = focus_map([entry(np.full(4, np.nan), 0)])
+    assert np.isnan(none).all()
+
+
 # ------------------------------------------------------------------ training
 def test_sources_are_told_after_every_look(monkeypatch):
     """All looks so far, each time; without focus nothing."""

@@ -84,15 +84,27 @@ def focus_map(looks: list[dict]) -> tuple[Conditions, np.ndarray]:
 
     Gaps of earlier looks are brought to the mean of the last one, since the model has improved;
     all are drawn towards their geometric mean by the share of their spread that noise alone
-    would make.
+    would make. Infinite gaps count as the largest of their look, unknown ones (nan) are left out.
     """
-    level = np.mean(looks[-1]["gap"])
-    relative = [np.array(entry["gap"]) / max(np.mean(entry["gap"]), 1e-12) for entry in looks]
+    kept = []
+    for entry in looks:
+        gap = np.array(entry["gap"], dtype=float)
+        finite = np.isfinite(gap)
+        # an impossible draw is at least as bad as the worst of the others
+        gap[gap == np.inf] = gap[finite].max(initial=1.0)
+        rows = ~np.isnan(gap)
+        if rows.any():
+            kept.append(
+                [gap[rows], np.array(entry["temperature"])[rows], np.array(entry["mu"])[rows]]
+            )
+    if not kept:
+        return Conditions(looks[-1]["temperature"], looks[-1]["mu"]), np.array(looks[-1]["gap"])
+    gaps, temperature, mu = zip(*kept, strict=True)
+    level = np.mean(gaps[-1])
+    relative = [gap / max(np.mean(gap), 1e-12) for gap in gaps]
     log_gap = np.log(np.maximum(np.concatenate(relative), 1e-2))
     spread_of = log_gap.var()
     shrink = max(0.0, 1.0 - _NOISE**2 / looks[-1]["draws"] / spread_of) if spread_of > 0 else 0.0
     mean = log_gap.mean()
     gap = level * np.exp(mean + shrink * (log_gap - mean))
-    temperature = np.concatenate([entry["temperature"] for entry in looks])
-    mu = np.concatenate([entry["mu"] for entry in looks])
-    return Conditions(temperature, mu), gap
+    return Conditions(np.concatenate(temperature), np.concatenate(mu)), gap
