@@ -1,5 +1,6 @@
 """Laws of moves inside parallel tempering, and of rows that follow the measured gap."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -278,6 +279,28 @@ def test_moves_wait_until_the_model_has_learnt():
     s._batches = 200
     s.batch(2, of)
     assert len(asked) == 1 and asked[0] == (of, s.ensemble, s.lattice)
+
+
+def test_models_elsewhere_move_as_copies_on_the_cpu(monkeypatch):
+    """The copy has the weights that the model has by then; a model on the CPU is no copy."""
+    of = model("any", ising(3, 3)[0])
+    assert source_module._on_cpu(of) is of
+    elsewhere = copy.deepcopy(of).to("meta")
+    with pytest.raises(NotImplementedError, match="meta"):  # a copy is made, and has no weights
+        source_module._on_cpu(elsewhere)
+    monkeypatch.setattr(source_module, "_MOVES_AFTER", 0)
+    monkeypatch.setattr(source_module, "_MOVE_INTERVAL", 1)
+    monkeypatch.setattr(source_module, "_on_cpu", copy.deepcopy)
+    asked = []
+    s = source(shape=(2, 2), moves=lambda *given: asked.append(given[0]) or [])
+    for _ in range(2):
+        with torch.no_grad():
+            for p in of.parameters():
+                p.add_(1.0)
+        s.batch(2, of)
+    assert len(asked) == 1 and asked[0] is not of
+    for a, b in zip(asked[0].parameters(), of.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_training_chains_with_moves_stay_exact(monkeypatch):

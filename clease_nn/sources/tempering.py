@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -58,7 +59,8 @@ class ParallelTemperingSource(AbstractSource):
         :class:`~clease_nn.sampling.BlockMoves`; asked once for each model. From the 200th batch
         on, 64 random chains try each of them every 20 batches. Each move is exact; that the model
         learns from the same chains makes a small difference, as in all adaptive Monte Carlo, that
-        fades as the model settles. Moves with ``state_dict`` are resumed with the source.
+        fades as the model settles. Of a model on another device they are handed a copy on the
+        CPU, brought up to date each time. Moves with ``state_dict`` are resumed with the source.
     surprises : float
         Share of the rows in which some known sites carry species by chance
         (:func:`~clease_nn.sources.masking.with_surprises`): what is rare in a small cell is not
@@ -134,6 +136,7 @@ class ParallelTemperingSource(AbstractSource):
         self._gap: tuple[Conditions, np.ndarray] | None = None
         self._shares: np.ndarray | None = None
         self._moves, self._moves_of = moves, None
+        self._at_work: AbstractOccupationModel | None = None  # what moves draw with, on the CPU
         self._made: list[Move] = []
         self._move_states: list | None = None
         self._moved = np.zeros(2, dtype=np.int64)
@@ -258,12 +261,14 @@ class ParallelTemperingSource(AbstractSource):
         if self._moves is None or self._batches < _MOVES_AFTER or self._batches % _MOVE_INTERVAL:
             return
         if self._moves_of is not model:
-            self._moves_of = model
-            self._made = list(self._moves(model, self.ensemble, self.lattice))
+            self._moves_of, self._at_work = model, _on_cpu(model)
+            self._made = list(self._moves(self._at_work, self.ensemble, self.lattice))
             for move, state in zip(self._made, self._move_states or (), strict=False):
                 if state is not None:
                     move.load_state_dict(state)
             self._move_states = None
+        if self._at_work is not model:
+            self._at_work.load_state_dict(model.state_dict())
         n = len(self.tempering.conditions)
         for move in self._made:
             rows = self.rng.choice(n, min(_MOVE_ROWS, n), replace=False)
@@ -368,3 +373,10 @@ class ParallelTemperingSource(AbstractSource):
         self._made, self._moves_of = [], None
         self._move_states = state.get("moves")
         self._moved = np.array(state.get("moved", (0, 0)), dtype=np.int64)
+
+
+def _on_cpu(model: AbstractOccupationModel) -> AbstractOccupationModel:
+    """The model itself where it is on the CPU, otherwise a copy there."""
+    if all(p.device.type == "cpu" for p in model.parameters()):
+        return model
+    return copy.deepcopy(model).cpu()
