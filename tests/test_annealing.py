@@ -157,6 +157,20 @@ def test_one_step_is_plain_importance_sampling():
         assert torch.equal(c.log_weight, there.log_weight)
 
 
+def test_paths_that_are_given_are_followed():
+    """Fractions of an earlier result make the same path; a bare number spaces them evenly."""
+    lattice, ensemble, box = binary()
+    places = [0.1, 0.35, 1.0]
+    c = quiet(
+        MeanField(box), ensemble, lattice, targets(box)[:1], rng(), n=1000, start=hot(box),
+        steps=places,
+    )  # fmt: skip
+    assert c.provenance["paths"][0]["fractions"] == places
+    assert abs(log_z(c).z(ensemble.enumerate(lattice).log_z(targets(box)[:1]))[0]) < 4.5
+    even = quiet(None, ensemble, lattice, targets(box)[:1], rng(), n=2, steps=4)
+    assert even.provenance["paths"][0]["fractions"] == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_moves_at_one_condition_leave_every_weight():
     """Start and target the same: configurations move on, weights stay."""
     lattice, ensemble, box = binary()

@@ -27,6 +27,9 @@ def run(**kwargs):
     [
         ({"n": 1}, "n must be at least 2"),
         ({"steps": 0}, "at least one step, the target itself, got steps=0"),
+        ({"steps": []}, "at least one step"),
+        ({"steps": [0.5, 0.4, 1.0]}, "ascending fractions above 0, the last one 1"),
+        ({"steps": [0.5, 0.9]}, "ascending fractions"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"sweeps": 0}, "sweeps must be at least 1, or 0 with moves"),
         ({"sweeps": -1}, "sweeps must be at least 1"),

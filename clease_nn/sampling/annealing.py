@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from clease_nn.models import AbstractOccupationModel
 from clease_nn.montecarlo.chains import random_occupations
 from clease_nn.montecarlo.moves import Move
 from clease_nn.sampling.draw import sample
+from clease_nn.sampling.drift import DRIFTING, drift
 from clease_nn.sampling.paths import (
     conditional_ess,
     equal_lengths,
@@ -29,7 +30,7 @@ from clease_nn.sampling.paths import (
 )
 from clease_nn.sampling.walks import Walk
 from clease_nn.statistics import normalized_ess
-from clease_nn.warnings import InterruptedWarning, LowESSWarning
+from clease_nn.warnings import InterruptedWarning, LostModeWarning, LowESSWarning
 
 __all__ = ["anneal"]
 
@@ -50,7 +51,7 @@ def anneal(
     *,
     n: int = 1000,
     start: Conditions | None = None,
-    steps: int | None = None,
+    steps: int | Sequence[float] | None = None,
     sweeps: int = 1,
     moves: Move | None = None,
     population: int = 1,
@@ -98,12 +99,15 @@ def anneal(
         Default: the target itself if a pilot of 64 draws has a NESS of at least ``ness`` there,
         otherwise the nearest higher or lower temperature at which one has, whichever serves
         better in trials of the path; infinite temperature, with random configurations, is tried
-        where the model is good nowhere.
-    steps : int, optional
+        where the model is good nowhere. Draws that leave their weighted averages in a few exact
+        sweeps lack a mode: they are no good, whatever their NESS.
+    steps : int or sequence of float, optional
         Conditions on the path, evenly spaced in (1/kT, mu/kT), the last one the target: 1 is plain
-        importance sampling with the draws of the start. Default: a pilot run measures the length
-        of the path, spaces the steps evenly in it, and tries how many keep the path's share of
-        the NESS above ``ness``. Pilots are thrown away, so that the result is unbiased.
+        importance sampling with the draws of the start. Or their places on the path, ascending
+        fractions of it of which the last is 1, as ``provenance["paths"]`` has them. Default: a
+        pilot run measures the length of the path, spaces the steps evenly in it, and tries how
+        many keep the path's share of the NESS above ``ness``. Pilots are thrown away, so that the
+        result is unbiased.
     sweeps : int
         Heat-bath sweeps at each condition; 0 with ``moves`` only.
     moves : Move, optional
@@ -123,11 +127,12 @@ def anneal(
     -------
     Configurations
         ``n`` rows a condition, in the order of the conditions. ``provenance["paths"]`` tells of
-        every condition the start (K, eV), ``steps``, NESS of ``start_ness``, ``path_ness`` and
-        ``ness`` of the result, ``acceptance`` (share of site updates that changed the species),
-        ``move_acceptance``, how often a population was resampled (``resamplings``) and how many
-        of its members' first ancestors survive (``survivors``). After Ctrl-C the conditions that
-        were finished, with an ``InterruptedWarning``.
+        every condition the start (K, eV), ``steps`` and their ``fractions`` of the path, NESS of
+        ``start_ness``, ``path_ness`` and ``ness`` of the result, its ``drift`` in further sweeps
+        in standard errors (None where that cannot be told), ``acceptance`` (share of site updates
+        that changed the species), ``move_acceptance``, how often a population was resampled
+        (``resamplings``) and how many of its members' first ancestors survive (``survivors``).
+        After Ctrl-C the conditions that were finished, with an ``InterruptedWarning``.
 
     Raises
     ------
@@ -142,6 +147,11 @@ def anneal(
     LowESSWarning
         If NESS stays below 0.1; it says whether start or path are to blame and how many steps
         would do.
+    LostModeWarning
+        If further exact sweeps carry the rows off their weighted averages by 5 standard errors:
+        the start has hardly drawn a mode that matters at the target, and errors are too small.
+        Modes behind barriers that sweeps do not cross go unnoticed; compare another start, or
+        none (``model=None``).
 
     References
     ----------
@@ -171,6 +181,7 @@ def anneal(
             "model to draw there"
         )
     starts = _check_conditions(lattice, conditions, start, box)
+    fixed = None if steps is None else _fractions(steps)
     drawing = {"batch_size": batch_size, "threads": threads, "precision": precision}
     task = _Task(model, ensemble, lattice, rng, drawing, sweeps, moves, population, ness)
     parts, paths, paid = [], [], _cost_of(moves)
@@ -179,7 +190,7 @@ def anneal(
         for k in range(len(conditions)):
             target = conditions[k]
             given = None if starts is None else starts[k]
-            at, fractions = task.plan(given, target, box, steps, max_steps)
+            at, fractions = task.plan(given, target, box, fixed, max_steps)
             part, path = task.run(at, target, fractions, n)
             parts.append(part)
             paths.append(path)
@@ -242,30 +253,36 @@ class _Task:
         return c.to("cpu")
 
     def pilot(self, at: Conditions | None, target: Conditions) -> tuple[Configurations, float]:
-        """Draws for pilots at a start, made once, and their NESS."""
+        """Draws for pilots at a start, made once, and their NESS; 0 where they lack a mode."""
         if at is None:  # random configurations, of weight one there
             return self.draw(at, target, _PILOT), 1.0
         key = (at.temperature.item(), *at.mu[0].tolist())
         if key not in self._pilots:
             c = self.draw(at, target, _PILOT)
-            self._pilots[key] = c, normalized_ess(c.log_weight)
+            lost = self.drift(c) > DRIFTING
+            self._pilots[key] = c, 0.0 if lost else normalized_ess(c.log_weight)
         return self._pilots[key]
+
+    def drift(self, c: Configurations) -> float:
+        found, cost = drift(c, self.ensemble, self.seed())
+        self.cost += cost
+        return found
 
     def plan(
         self,
         at: Conditions | None,
         target: Conditions,
         box: ConditionRange | None,
-        steps: int | None,
+        fixed: np.ndarray | None,
         max_steps: int,
     ) -> tuple[Conditions | None, np.ndarray]:
         """Start and fractions of the path to one target, measured as far as they are not given."""
         starts = [at] if at is not None or self.model is None else self.starts(target, box)
-        if steps is not None:
+        if fixed is not None:
             if len(starts) > 1:
                 known = [at for at in starts if at is not None]
                 starts = [max(known, key=lambda at: self.pilot(at, target)[1])]
-            return starts[0], np.arange(1, steps + 1) / steps
+            return starts[0], fixed
         best = None
         for at in starts:
             fractions, path_ness = self.measured(at, target, max_steps)
@@ -372,8 +389,10 @@ class _Task:
             "temperature": target.temperature.item(),
             "mu": target.mu[0].tolist(),
             "steps": len(fractions),
+            "fractions": [float(f) for f in fractions],
             "start_ness": normalized_ess(log_start),
             "ness": normalized_ess(c.log_weight),
+            "drift": None if np.isnan(found := self.drift(c)) else found,
             "acceptance": _share((w.chains.accepted, w.chains.attempted) for w in walks),
             "move_acceptance": _share((w.moved, w.tried) for w in walks),
         }
@@ -434,10 +453,23 @@ def _candidates(
     return near, *([Conditions([np.exp(v)], near.mu) for v in side] for side in (above, below))
 
 
+def _fractions(steps: int | Sequence[float]) -> np.ndarray:
+    """Places on a path, from a number of even steps or as they are given."""
+    if not np.ndim(steps):
+        return np.arange(1, steps + 1) / steps
+    found = np.asarray(steps, dtype=float)
+    if found.ndim != 1 or found[0] <= 0 or found[-1] != 1 or not (np.diff(found) > 0).all():
+        raise ValueError(
+            "places on a path are ascending fractions above 0, the last one 1, such as "
+            f"[0.5, 1.0]; got {steps!r}"
+        )
+    return found
+
+
 def _check(n, steps, sweeps, moves, population, ness, max_steps) -> None:
     if n < 2:
         raise ValueError(f"n must be at least 2 rows a condition for an error, got {n}")
-    if steps is not None and steps < 1:
+    if steps is not None and (len(steps) if np.ndim(steps) else steps) < 1:
         raise ValueError(
             f"a path needs at least one step, the target itself, got steps={steps}; leave it out "
             "to have the number measured"
@@ -484,6 +516,18 @@ def _check_conditions(
 
 def _warn(paths: list[dict], task: _Task) -> None:
     """Say in words where weights degenerate, why, and what would help."""
+    lost = [p for p in paths if (p["drift"] or 0.0) > DRIFTING]
+    if lost:
+        worst = max(lost, key=lambda p: p["drift"])
+        warnings.warn(
+            f"annealed rows lack a mode at {len(lost)} of {len(paths)} conditions: further exact "
+            f"sweeps carry them off their weighted averages, the most at {_place(worst)} by "
+            f"{worst['drift']:.0f} standard errors. ln Z and averages there are wrong by more than "
+            "their errors; start at a higher temperature, or with random configurations "
+            "(model=None), or take chains (refine)",
+            LostModeWarning,
+            stacklevel=3,
+        )
     bad = sorted((p for p in paths if p["ness"] < _FEWEST_EFFECTIVE), key=lambda p: p["ness"])
     if not bad:
         return
@@ -495,10 +539,12 @@ def _warn(paths: list[dict], task: _Task) -> None:
     )
 
 
+def _place(p: dict) -> str:
+    return f"T = {p['temperature']:g} K, mu = {np.round(p['mu'], 4).tolist()} eV"
+
+
 def _doubt(p: dict, task: _Task) -> str:
-    text = (
-        f"T = {p['temperature']:g} K, mu = {np.round(p['mu'], 4).tolist()} eV: NESS {p['ness']:.3f}"
-    )
+    text = f"{_place(p)}: NESS {p['ness']:.3f}"
     if p["start_ness"] < max(_FEWEST_EFFECTIVE, p.get("path_ness", 0.0)):
         return (
             f"{text}, of the start {p['start_ness']:.3f}: start where the model is better, such as "
