@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from clease_nn.models import AnyOrderARM, FixedOrderARM
 from clease_nn.networks import LatticeConvolution, MaskedMLP
 from clease_nn.sampling import by_route as module
 from clease_nn.sampling import exact
-from clease_nn.sampling.routes import ROUTES, choose_routes
+from clease_nn.sampling.routes import ROUTES, Routes, choose_routes
+from clease_nn.statistics import normalized_ess
 from clease_nn.thermodynamics import averages
 from clease_nn.warnings import InterruptedWarning, LowESSWarning
 
@@ -61,7 +63,7 @@ def test_a_good_model_is_sampled_from():
     assert routes.names == ("importance",)
     assert all(r.ness > 0.25 and r.seconds > 0 and r.expected == r.ness for r in routes)
     assert "importance sampling: 96 pilot draws have NESS" in str(routes[0])
-    assert routes.cost.energy_evaluations == 4 * 96
+    assert routes.cost.attempts_per_site == 4 * 96 * (1 + 4)  # draws, and sweeps that try them
 
 
 def test_a_spoilt_model_is_annealed_or_refined():
@@ -93,10 +95,10 @@ def test_a_choice_depends_on_the_seed_alone():
 def test_pilots_grow_with_the_rows_that_are_wanted():
     """Few rows are not worth many pilot draws."""
     costs = [
-        choose_routes(*toy(), at((1500.0,), (0.0,)), n).cost.energy_evaluations
+        choose_routes(*toy(), at((1500.0,), (0.0,)), n).cost.attempts_per_site
         for n in (5, 200, 10_000)
     ]
-    assert costs == [32, 50, 96]
+    assert costs == [5 * 32, 5 * 50, 5 * 96]
 
 
 def test_expensive_energies_are_not_annealed():
@@ -116,16 +118,13 @@ def test_expensive_energies_are_not_annealed():
     assert "effective samples of 100" in route.reason
 
 
-def test_models_of_one_order_are_not_refined():
-    """A fixed order cannot redraw blocks: its draws are annealed, also for averages."""
+def test_models_of_one_order_are_not_refined(monkeypatch):
+    """A fixed order cannot redraw blocks: poor draws are annealed, also for averages."""
+    monkeypatch.setattr("clease_nn.sampling.routes.GOOD_NESS", 1.1)  # no draws are good enough
     lattice, ensemble, box = SYSTEMS["binary"]()
     torch.manual_seed(0)
-    network = MaskedMLP(lattice, box, width=8)
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=3.0)
-    routes = choose_routes(
-        FixedOrderARM(network), ensemble, lattice, at((700.0,), (0.03,)), 100, log_z=False
-    )
+    model = FixedOrderARM(MaskedMLP(lattice, box, width=8))
+    routes = choose_routes(model, ensemble, lattice, at((700.0,), (0.03,)), 100, log_z=False)
     assert routes.names == ("annealing",)
 
 
@@ -161,7 +160,7 @@ def test_errors_are_neither_too_small_nor_too_large():
 def test_rows_of_different_routes_stay_in_order(monkeypatch):
     """Importance sampled and annealed conditions come together as weighted rows, in order."""
     model, ensemble, lattice = toy()
-    monkeypatch.setattr("clease_nn.sampling.routes._GOOD", 0.9)
+    monkeypatch.setattr("clease_nn.sampling.routes.GOOD_NESS", 0.9)
     conditions = at((500.0, 2000.0), (0.05, 0.0))
     routes = choose_routes(model, ensemble, lattice, conditions, 100)
     assert routes.names == ("importance", "annealing")
@@ -184,7 +183,60 @@ def test_chains_have_the_rows_that_were_asked_for():
     assert torch.equal(c.conditions.mu, conditions.repeat(37).mu)
 
 
+def test_annealing_follows_the_path_that_was_measured(monkeypatch):
+    """Start and spacing of the pilot, not merely as many even steps."""
+    model, ensemble, lattice = toy(3.0)
+    conditions = at((300.0,), (0.03,))
+    routes = choose_routes(model, ensemble, lattice, conditions, 100)
+    [route] = routes
+    assert route.name == "annealing"
+    assert len(route.fractions) == route.steps > 1
+    assert not np.allclose(np.diff(route.fractions, prepend=0.0), 1 / route.steps)
+    real, given = module.anneal, []
+
+    def listening(*args, **kwargs):
+        given.append(kwargs)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "anneal", listening)
+    exact(model, ensemble, lattice, conditions, 100, route=routes)
+    [kwargs] = given
+    assert kwargs["steps"] == route.fractions
+    assert kwargs["start"] is route.start
+
+
+def test_rows_worth_less_than_the_pilot_promised_are_told():
+    """No row is drawn anew, which would select; the warning says what to do."""
+    model, ensemble, lattice = toy(3.0)
+    conditions = at((700.0,), (0.0,))
+    [poor] = choose_routes(model, ensemble, lattice, conditions, 200)
+    routes = Routes([replace(poor, name="importance", ness=0.6, expected=0.6)])
+    with pytest.warns(LowESSWarning, match=r"instead of 0.60 .* anew, all rows .*annealing"):
+        c = exact(model, ensemble, lattice, conditions, 200, route=routes)
+    [told] = c.provenance["routes"]
+    assert told["route"] == "importance"
+    assert told["found_ness"] == pytest.approx(normalized_ess(c.log_weight))
+    assert told["found_ness"] < 0.25
+
+
+def test_good_rows_are_not_warned_of():
+    """Neither weighted draws of a good model nor its chains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        c = exact(*toy(), at((1500.0,)), 200)
+        exact(*toy(), at((1500.0,), (0.0,)), 64, route="refine", log_z=False)
+    assert all(t["found_ness"] > 0.25 and t["drift"] < 5 for t in c.provenance["routes"])
+
+
 # ------------------------------------------------------------------ interruption, bad input
+def test_interruption_while_starts_of_chains_are_drawn(monkeypatch):
+    """Chains of some conditions only are none that were asked for: Ctrl-C goes through."""
+    real = module.sample
+    monkeypatch.setattr(module, "sample", lambda *args, **kwargs: real(*args, **kwargs)[:3])
+    with pytest.raises(KeyboardInterrupt):
+        exact(*toy(), at((1500.0,)), 64, route="refine", log_z=False)
+
+
 def test_interruption_keeps_the_leading_conditions(monkeypatch):
     """Ctrl-C returns the conditions that were finished; without any it goes through."""
     model, ensemble, lattice = toy()

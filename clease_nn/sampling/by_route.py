@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -21,9 +21,12 @@ from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampling.annealing import anneal
 from clease_nn.sampling.draw import sample
+from clease_nn.sampling.drift import DRIFTING, drift
 from clease_nn.sampling.refine import refine
 from clease_nn.sampling.routes import (
+    GOOD_NESS,
     LONGEST_PATH,
+    POOR_NESS,
     ROUTES,
     Routes,
     SamplingRoute,
@@ -31,8 +34,10 @@ from clease_nn.sampling.routes import (
     check_request,
     choose_routes,
     generator_of,
+    seed_sequence,
 )
-from clease_nn.warnings import InterruptedWarning
+from clease_nn.statistics import normalized_ess
+from clease_nn.warnings import InterruptedWarning, LostModeWarning, LowESSWarning
 
 __all__ = ["exact"]
 
@@ -80,9 +85,11 @@ def exact(
     -------
     Configurations
         ``n`` rows a condition in their order: either all weighted (``log_prob``) or all chains
-        (``chain``). ``provenance`` has ``routes`` (name, NESS and reason of each condition) and
-        the cost, pilots included. After Ctrl-C the leading conditions that were finished, of
-        chains as much of every one as was finished, with an ``InterruptedWarning``.
+        (``chain``). ``provenance`` has ``routes`` and the cost, pilots included; of each
+        condition name and reason of its route, NESS of the pilot, the one expected and that of
+        the rows (``found_ness``), and how far exact sweeps carry the rows off their weighted
+        averages, in standard errors (``drift``). After Ctrl-C the leading conditions that were
+        finished, of chains as much of every one as was finished, with an ``InterruptedWarning``.
 
     Raises
     ------
@@ -90,6 +97,16 @@ def exact(
         If the route is unknown, ln Z is wanted of chains, or routes are those of other conditions.
     KeyboardInterrupt
         If no condition was finished.
+
+    Warns
+    -----
+    LowESSWarning
+        If the rows are worth much less than the pilot has promised, or hardly anything. Nothing is
+        drawn anew: to keep rows where their weights happen to look good, and others where not,
+        would bias both ln Z and averages. Ask for another route.
+    LostModeWarning
+        If a few exact sweeps carry the rows off their weighted averages, as rows that lack a mode:
+        they would be wrong by more than their errors.
 
     Examples
     --------
@@ -133,6 +150,9 @@ def exact(
     cost = Cost.sum([done.cost, routes.cost])
     cost = replace(cost, seconds=time.perf_counter() - started + routes.cost.seconds)
     told = [r.to_dict() for r in routes[:finished]]
+    for row, found in zip(told, run.found, strict=False):  # of chains there is none
+        row |= found
+    _warn(told)
     return replace(done, provenance=cost.noted_in({**done.provenance, "routes": told}))
 
 
@@ -148,24 +168,38 @@ class _Run:
     precision: str
     executor: object
     progress: bool
+    found: list[dict] = field(default_factory=list)  # what weighted rows are worth, in order
 
     def importance(self, routes: list[SamplingRoute]) -> Configurations:
         """Weighted draws at the conditions of some routes."""
         conditions = Conditions.cat(r.conditions for r in routes).repeat(self.n)
-        return sample(
+        c = sample(
             self.model, self.ensemble, self.lattice, conditions, self.rng,
             precision=self.precision, executor=self.executor,
         )  # fmt: skip
+        cost = c.cost
+        for k, seed in enumerate(seed_sequence(self.rng).spawn(len(c) // self.n)):
+            rows = c[k * self.n : (k + 1) * self.n].to("cpu")
+            moved, paid = drift(rows, self.ensemble, seed)
+            self.found.append(_found(normalized_ess(rows.log_weight), moved))
+            cost += paid
+        return replace(c, provenance=cost.noted_in(c.provenance))
 
     def annealing(self, routes: list[SamplingRoute]) -> Configurations:
         """Annealed draws at the condition of one route."""
         [route] = routes
-        own = route.steps is None or route.start is not None  # else from random configurations
-        return anneal(
-            self.model if own else None, self.ensemble, self.lattice, route.conditions, self.rng,
-            n=max(self.n, 2), start=route.start, steps=route.steps, batch_size=None,
-            max_steps=LONGEST_PATH, precision=self.precision, progress=False,
-        )[: self.n]  # fmt: skip
+        own = route.fractions is None or route.start is not None  # else from random configurations
+        with warnings.catch_warnings():  # one warning of all conditions follows
+            for doubt in (LostModeWarning, LowESSWarning):
+                warnings.simplefilter("ignore", doubt)
+            c = anneal(
+                self.model if own else None, self.ensemble, self.lattice, route.conditions,
+                self.rng, n=max(self.n, 2), start=route.start, steps=route.fractions,
+                batch_size=None, max_steps=LONGEST_PATH, precision=self.precision, progress=False,
+            )[: self.n]  # fmt: skip
+        [path] = c.provenance["paths"]
+        self.found.append(_found(path["ness"], path["drift"]))
+        return c
 
     def refine(self, routes: list[SamplingRoute]) -> Configurations:
         """Chains at the conditions of all routes together."""
@@ -215,10 +249,11 @@ def _chains(run: _Run, conditions: Conditions) -> Configurations:
         run.model, run.ensemble, run.lattice, conditions.repeat(per), run.rng,
         precision=run.precision, executor=run.executor,
     )  # fmt: skip
-    seed = np.random.SeedSequence(int(torch.randint(2**62, (), generator=run.rng)))
+    if len(start) < per * len(conditions):  # its executor was interrupted
+        raise KeyboardInterrupt
     c = refine(
-        run.model, run.ensemble, start, -(-n // per), seed, precision=run.precision,
-        progress=run.progress,
+        run.model, run.ensemble, start, -(-n // per), seed_sequence(run.rng),
+        precision=run.precision, progress=run.progress,
     )  # fmt: skip
     steps = len(c) // len(start)
     if steps * per > n:  # the last configuration of some chains is one too many
@@ -228,6 +263,60 @@ def _chains(run: _Run, conditions: Conditions) -> Configurations:
 
 
 # ------------------------------------------------------------------ helpers
+def _found(ness: float, moved: float | None) -> dict:
+    unknown = moved is None or math.isnan(moved)
+    return {"found_ness": float(ness), "drift": None if unknown else moved}
+
+
+def _warn(told: list[dict]) -> None:
+    """Say where rows are worth less than was thought, and what would be better."""
+    weighted = [t for t in told if "found_ness" in t]
+    lost = [t for t in weighted if (t["drift"] or 0.0) > DRIFTING]
+    if lost:
+        worst = max(lost, key=lambda t: t["drift"])
+        warnings.warn(
+            f"rows lack a mode at {len(lost)} of {len(told)} conditions: exact sweeps carry them "
+            f"off their weighted averages, the most ({worst['drift']:.0f} standard errors) at "
+            f"{_place(worst)} (route {worst['route']}). ln Z and averages there are wrong by more "
+            f"than their errors; {_remedy(worst)}",
+            LostModeWarning,
+            stacklevel=3,
+        )
+    low = [t for t in weighted if t["found_ness"] < _least(t["expected_ness"])]
+    if low:
+        worst = min(low, key=lambda t: t["found_ness"])
+        promised = worst["expected_ness"]
+        than = "" if promised is None else f" instead of {promised:.2f} as the pilot had it"
+        warnings.warn(
+            f"weights are poor at {len(low)} of {len(told)} conditions, the worst {_place(worst)} "
+            f"(route {worst['route']}): NESS {worst['found_ness']:.3f}{than}. Weights with so "
+            f"heavy a tail make errors too small more often than not; {_remedy(worst)}",
+            LowESSWarning,
+            stacklevel=3,
+        )
+
+
+def _least(expected: float | None) -> float:
+    """NESS below which rows are not what they were thought to be, or worth little anyway."""
+    return POOR_NESS if expected is None else max(POOR_NESS, min(GOOD_NESS, 0.5 * expected))
+
+
+def _place(t: dict) -> str:
+    return f"T = {t['temperature']:g} K, mu = {np.round(t['mu'], 4).tolist()} eV"
+
+
+def _remedy(t: dict) -> str:
+    if t["route"] == "importance":
+        return (
+            "sample these conditions anew, all rows of them, with route='annealing', or with "
+            "route='refine' and log_z=False for averages"
+        )
+    return (
+        "take chains (route='refine', log_z=False) for averages, more steps (clease_nn.anneal) "
+        "for ln Z, or train the model more"
+    )
+
+
 def _asked_for(name: str, conditions: Conditions, n: int) -> Routes:
     """The same route everywhere, as the user wants."""
     nan = math.nan

@@ -18,11 +18,14 @@ from clease_nn.lattice import Lattice
 from clease_nn.models import AbstractOccupationModel
 from clease_nn.sampling.annealing import anneal
 from clease_nn.sampling.draw import sample
+from clease_nn.sampling.drift import DRIFTING, drift, has_cheap_flips
 from clease_nn.statistics import normalized_ess
-from clease_nn.warnings import LowESSWarning
+from clease_nn.warnings import LostModeWarning, LowESSWarning
 
 __all__ = [
+    "GOOD_NESS",
     "LONGEST_PATH",
+    "POOR_NESS",
     "ROUTES",
     "SamplingRoute",
     "Routes",
@@ -30,6 +33,7 @@ __all__ = [
     "check_request",
     "choose_routes",
     "generator_of",
+    "seed_sequence",
 ]
 
 ROUTES = ("importance", "annealing", "refine")
@@ -38,8 +42,12 @@ ROUTES = ("importance", "annealing", "refine")
 LONGEST_PATH = 1000
 """Steps that annealing may take."""
 
-_GOOD = 0.25  # NESS of a pilot above which draws and their weights are enough
-_POOR = 0.1  # NESS below which thermodynamics warns of every number
+GOOD_NESS = 0.25
+"""NESS of a pilot from which on draws and their weights are enough."""
+
+POOR_NESS = 0.1
+"""NESS below which thermodynamics warns of every number."""
+
 _PILOT = (32, 96)  # draws of a pilot: at least, at most
 _PILOT_SHARE = 4  # rows asked for over draws of a pilot
 
@@ -67,10 +75,10 @@ class SamplingRoute:
     reason : str
         In words.
     start : Conditions or None
-        Where annealing begins, found by the pilot; None with ``steps``: with random
+        Where annealing begins, found by the pilot; None with ``fractions``: with random
         configurations, where the model's own draws would be worse.
-    steps : int or None
-        Conditions on its path.
+    fractions : tuple of float or None
+        Where on its path the steps of annealing lie, as the pilot spaced them.
     """
 
     name: str
@@ -81,7 +89,12 @@ class SamplingRoute:
     rows: int
     reason: str
     start: Conditions | None = None
-    steps: int | None = None
+    fractions: tuple[float, ...] | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """Conditions on the path of annealing, None where there is none."""
+        return None if self.fractions is None else len(self.fractions)
 
     def to_dict(self) -> dict:
         """JSON-ready."""
@@ -153,7 +166,8 @@ def choose_routes(
 ) -> Routes:
     """Choose how to sample each condition from what pilot draws of the model are worth there.
 
-    Importance sampling where the NESS of 32 to 96 pilot draws is at least 0.25. Elsewhere the
+    Importance sampling where the NESS of 32 to 96 pilot draws is at least 0.25 and a few exact
+    sweeps do not carry them off their weighted averages, as draws that lack a mode. Elsewhere the
     model's draws begin where it is good, mostly at a higher temperature, and are annealed to the
     condition (:func:`~clease_nn.sampling.annealing.anneal`); a pilot measures path and NESS. Where
     only averages are wanted (``log_z=False``), chains of blocks that the model redraws are begun
@@ -184,8 +198,10 @@ def choose_routes(
 
     Notes
     -----
-    NESS cannot tell of a phase that the model never draws; compare chains or other starts
-    (:func:`clease_nn.diagnostics.validate`).
+    A pilot may read NESS too high where weights have a heavy tail, as near a critical point;
+    :func:`~clease_nn.sampling.exact` looks again at the rows themselves. Neither NESS nor sweeps
+    can tell of a phase that the model never draws and barriers keep apart; compare chains or other
+    starts (:func:`clease_nn.diagnostics.validate`).
 
     Examples
     --------
@@ -209,16 +225,21 @@ def choose_routes(
     costs = [drawn.cost]
     log_w = drawn.log_weight.reshape(len(conditions), pilot).cpu().numpy()
     routes = []
-    for k in range(len(conditions)):
+    for k, own in enumerate(seed_sequence(rng).spawn(len(conditions))):
         ness = float(normalized_ess(log_w[k]))
         given = f"{pilot} pilot draws have NESS {ness:.2f}"
+        moved, cost = drift(drawn[k * pilot : (k + 1) * pilot], ensemble, own)
+        costs.append(cost)
+        lost = moved > DRIFTING
+        if lost:
+            given += f" but lack a mode (exact sweeps carry them off by {moved:.0f} errors)"
         reason = f"importance sampling: {given}"
         plain = SamplingRoute("importance", conditions[k], ness, ness, n * each, n, reason)
-        if ness >= _GOOD:
+        if ness >= GOOD_NESS and not lost:
             routes.append(plain)
         elif not log_z and model.any_order:
             routes.append(as_chains(plain, f"{given}, and averages alone are wanted"))
-        elif not _cheap_flips(ensemble):
+        elif not has_cheap_flips(ensemble):
             reason = (
                 f"importance sampling although {given}: annealing would cost an energy a site and "
                 f"step; expect about {max(1, round(ness * n))} effective samples of {n}"
@@ -244,30 +265,34 @@ def _annealing_route(
     for beginning in (model, None):
         started = time.perf_counter()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LowESSWarning)
+            for doubt in (LostModeWarning, LowESSWarning):
+                warnings.simplefilter("ignore", doubt)
             c = anneal(
                 beginning, ensemble, lattice, plain.conditions, rng, n=pilot, batch_size=None,
                 max_steps=LONGEST_PATH, precision=precision, progress=False,
             )  # fmt: skip
         costs.append(c.cost)
         [path] = c.provenance["paths"]
-        tried.append((path["ness"], path, time.perf_counter() - started))
-        if path["ness"] >= _GOOD:
+        found = 0.0 if (path["drift"] or 0.0) > DRIFTING else path["ness"]
+        tried.append((found, path, time.perf_counter() - started))
+        if found >= GOOD_NESS or path["start_temperature"] is None:
             break
     ness, path, seconds = max(tried, key=lambda t: t[0])
     start = None
     if path["start_temperature"] is not None:
         start = Conditions([path["start_temperature"]], [path["start_mu"]])
     reason = f"{_origin(path)}: {given}, annealed ones {ness:.2f}"
-    if start is None:
+    if start is None and len(tried) > 1:
         reason += f" (from the model's own draws {tried[0][0]:.2f})"
-    if ness < _POOR:
+    if ness < POOR_NESS:
         reason += (
             ", poor: errors of ln Z will be large; chains of blocks (refine) give averages, more "
             "training on larger cells better draws"
         )
     found = {"expected": ness, "seconds": seconds * plain.rows / pilot, "reason": reason}
-    route = replace(plain, name="annealing", start=start, steps=path["steps"], **found)
+    route = replace(
+        plain, name="annealing", start=start, fractions=tuple(path["fractions"]), **found
+    )
     return route, Cost.sum(costs)
 
 
@@ -284,7 +309,7 @@ def _origin(path: dict) -> str:
 def as_chains(route: SamplingRoute, why: str) -> SamplingRoute:
     """Chains instead of what was chosen."""
     reason = f"chains of blocks that the model redraws: {why}"
-    none = {"expected": math.nan, "seconds": math.nan, "start": None, "steps": None}
+    none = {"expected": math.nan, "seconds": math.nan, "start": None, "fractions": None}
     return replace(route, name="refine", reason=reason, **none)
 
 
@@ -296,14 +321,13 @@ def check_request(conditions: Conditions, n: int) -> None:
         raise ValueError(f"n must be at least 1 row a condition, got {n}")
 
 
-def _cheap_flips(ensemble: SemiGrandCanonical) -> bool:
-    """Whether a change of one site costs less than an energy."""
-    return hasattr(ensemble.energy, "tables") or hasattr(ensemble.energy, "flip_energies")
-
-
 def generator_of(seed: int | np.random.SeedSequence) -> torch.Generator:
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     return torch.Generator().manual_seed(int(root.generate_state(1, np.uint64)[0]))
+
+
+def seed_sequence(rng: torch.Generator) -> np.random.SeedSequence:
+    return np.random.SeedSequence(int(torch.randint(2**62, (), generator=rng)))
 
 
 def _where(conditions: Conditions) -> str:
