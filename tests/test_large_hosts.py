@@ -18,7 +18,7 @@ from clease_nn.lattice import Lattice
 from clease_nn.models import AnyOrderARM, WindowedModel
 from clease_nn.networks import MLP, LatticeConvolution
 from clease_nn.sampler.scaling import is_larger, serving
-from clease_nn.warnings import CleaseNNWarning
+from clease_nn.warnings import CleaseNNWarning, InterruptedWarning
 
 T, X = 900.0, 0.05
 TRAINING = {"max_steps": 15, "progress": False, "validation_samples": 8, "batch_size": 32}
@@ -152,6 +152,31 @@ def test_grids_go_through_routes(host):
     assert c.log_prob is not None
     assert len(c.provenance["routes"]) == 4
     assert c.conditions.temperature.tolist() == [800.0] * 80 + [T] * 80
+
+
+@pytest.mark.filterwarnings("ignore::clease_nn.warnings.LowESSWarning")
+def test_interrupted_grids_stop_at_what_was_finished(host, monkeypatch):
+    """Ctrl-C within a batch of routes: its finished conditions come back, nothing after them."""
+    from clease_nn.sampling import by_route
+
+    real, calls = by_route._Run.importance, []
+
+    def interrupted(self, routes):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, routes)
+
+    monkeypatch.setattr(by_route._Run, "importance", interrupted)
+    monkeypatch.setattr(by_route, "_AT_ONCE", 1)  # one condition at a time
+    monkeypatch.setattr("clease_nn.sampler.service._ROUTED", 40)  # two in a batch
+    monkeypatch.setattr("clease_nn.sampling.routes.GOOD_NESS", 0.0)
+    mc = host.make(host.large, model=host.trained(host.small))
+    names = {"c1_0": [X]} if isinstance(mc, NeuralSGCSampler) else {"Au": [X], "Ag": 0.0}
+    with pytest.warns(InterruptedWarning, match="1 of 4 conditions"):
+        c = mc.sample_grid(20, [700.0, 800.0, T, 1000.0], names, progress=False)
+    assert c.conditions.temperature.tolist() == [700.0] * 20
+    assert len(c.provenance["routes"]) == 1
 
 
 def test_small_cells_are_sampled_as_ever(host):

@@ -423,8 +423,10 @@ class ModelService:
                     else:
                         [own] = seed.spawn(1)
                         parts.append(self._exact(trained, conditions[at], n, own, route, True))
-                    done += len(at)
-                    bar.update(len(at))
+                    done += len(parts[-1]) // n
+                    bar.update(len(parts[-1]) // n)
+                    if len(parts[-1]) < n * len(at):  # interrupted, and finished in part
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not parts:
                 raise
