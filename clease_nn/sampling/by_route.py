@@ -177,8 +177,10 @@ class _Run:
             self.model, self.ensemble, self.lattice, conditions, self.rng,
             precision=self.precision, executor=self.executor,
         )  # fmt: skip
+        if len(c) < len(conditions):  # interrupted: of no use, and not in order
+            return c
         cost = c.cost
-        for k, seed in enumerate(seed_sequence(self.rng).spawn(len(c) // self.n)):
+        for k, seed in enumerate(seed_sequence(self.rng).spawn(len(routes))):
             rows = c[k * self.n : (k + 1) * self.n].to("cpu")
             moved, paid = drift(rows, self.ensemble, seed)
             self.found.append(_found(normalized_ess(rows.log_weight), moved))
