@@ -20,6 +20,7 @@ PAGES = [
     "ase_calculators",
     "neural_moves",
     "how_to_choose",
+    "larger_cells",
     "reading_models",
     "phase_diagrams",
     "formats",
