@@ -215,6 +215,29 @@ def plan(part: str, short: bool, log_z: str | None) -> Plan:
     return Plan(*(alloy(size, short, None if short else log_z) for size in sizes), **how)
 
 
+def draw_samples(trained, cell: Cell, order: AbstractOrder, spins: bool, path: str) -> None:
+    """Samples of some conditions, chosen by their weights."""
+    from matplotlib.figure import Figure
+
+    from clease_nn.plotting import sampled_configurations
+
+    if spins:
+        kT = (1.5, 2.269, 2.5, 3.5)
+        at = ising_conditions(kT, [0.0] * 4)
+        options = {"labels": [f"kT = {t:g}" for t in kT], "names": ["up", "down"]}
+    else:
+        axis, temperatures = torch.as_tensor(cell.box.axes[0]), (200, 400, 600, 1000)
+        at = Conditions(temperatures, torch.stack([0.03 * axis] * 4))
+        options = {}
+    rng = torch.Generator().manual_seed(5)
+    model = trained.model.with_order(order)
+    c = sample(model, cell.ensemble, cell.lattice, at.repeat(64), rng, precision="auto")
+    figure = Figure(figsize=(7.2, 7.2), dpi=120, layout="constrained")
+    sampled_configurations(figure.subplots(4, 4), c, **options)
+    figure.savefig(path)
+    print(f"written: {path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="?", default="ising20", choices=PARTS)
@@ -225,6 +248,7 @@ def main() -> None:
     parser.add_argument("--distance", type=float, help="of the coloured order above 64 sites")
     parser.add_argument("--log-z", help="JSON file of large_reference.py")
     parser.add_argument("--only", choices=("transfer", "trained"))
+    parser.add_argument("--figure", help="draw samples of the last model to this file")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--short", action="store_true", help="a few seconds, meaningless figures")
     args = parser.parse_args()
@@ -276,6 +300,8 @@ def main() -> None:
                 figures[f"{name}_{key}"] = float(np.median(values))
                 print(f"median {name} {key}: {np.median(values):.4g} ({np.round(values, 4)})")
     write_json(args.out, "larger_cells", figures)
+    if args.figure:
+        draw_samples(trained, work.large, order, args.part.startswith("ising"), args.figure)
 
 
 if __name__ == "__main__":
