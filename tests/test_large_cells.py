@@ -132,7 +132,7 @@ def test_logits_of_a_replica_are_those_of_its_cell(family):
 
 
 FORWARD = """
-import resource, sys, torch
+import re, torch
 torch.set_num_threads(1)
 from clease_nn.conditions import ConditionRange
 from clease_nn.configurations import Configurations
@@ -151,7 +151,8 @@ def forward(lattice, rows):
         network(c, torch.randn(rows, lattice.n_sites, 2))
     if rows == 1:
         AnyOrderARM(network).draw_steps(c, torch.Generator())
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this process alone; ru_maxrss starts at that of the parent
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 forward(tiny, 1)
 start = peak()
 forward(lattice, 1)

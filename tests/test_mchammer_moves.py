@@ -81,7 +81,7 @@ def one_composition(host, states, p, energy, avoid=None):
     return states[same], p[same] / p[same].sum(), energy[same]
 
 
-WRITE = {"trajectory_write_interval": 1, "ensemble_data_write_interval": 10_000, "random_seed": 1}
+WRITE = {"trajectory_write_interval": 1, "ensemble_data_write_interval": 10_000, "random_seed": 2}
 
 
 # ------------------------------------------------------------------ the right distribution

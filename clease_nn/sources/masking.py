@@ -68,8 +68,8 @@ def with_surprises(
     >>> full, known = np.zeros((1000, 16), dtype=np.int8), np.ones((1000, 16), dtype=bool)
     >>> rng = np.random.default_rng(0)
     >>> x = with_surprises(full, known, Lattice.square(4), 0.25, rng)
-    >>> round(x.mean() / (0.25 * 0.05 * 0.5), 1)  # as many other species as there should be
-    1.0
+    >>> bool(0.004 < x.mean() < 0.009)  # 0.25 * 0.05 / 2 of the sites carry the other species
+    True
     """
     rows = rng.random(len(full)) < share
     chance = np.where(rows, _MOST_SURPRISES * rng.random(len(full)), 0.0)
