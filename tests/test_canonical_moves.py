@@ -163,7 +163,8 @@ def test_species_stay_on_their_sublattices(name):
 @pytest.mark.parametrize("name", list(SYSTEMS))
 def test_chains_sample_the_canonical_distribution(name, block_size):
     """Mean energy and every state's probability at fixed composition, from independent chains."""
-    n_chains, n_steps = 20, 50
+    # few chains of the ternary leave its ground states: as few as 20 show hardly any spread
+    n_chains, n_steps = {"ternary": 80}.get(name, 20), 50
     _, lattice, ensemble, at = moves_for(name)
     states, w, energy = one_composition(lattice, ensemble, at)
     exact, index = float(w @ energy), {x.tobytes(): k for k, x in enumerate(states)}
@@ -179,12 +180,8 @@ def test_chains_sample_the_canonical_distribution(name, block_size):
             seen.append(index[x.tobytes()])
         mean.append(energy[seen].mean())
         share.append(np.mean(np.array(seen) == best))
-    # chains that share the rarest states have too small a spread; independent draws have this one
-    n = n_chains * n_steps
-    least = np.sqrt(w @ (energy - exact) ** 2 / n), np.sqrt(w[best] * (1 - w[best]) / n)
-    for values, reference, floor in zip((mean, share), (exact, w[best]), least, strict=True):
-        error = max(np.std(values, ddof=1) / np.sqrt(n_chains), floor)
-        assert abs(np.mean(values) - reference) < 3.5 * error
+    assert abs(pooled_z(mean, exact)) < 3.5
+    assert abs(pooled_z(share, w[best])) < 3.5
 
 
 def _mu_n(x, at):

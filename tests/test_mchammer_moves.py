@@ -17,6 +17,7 @@ from mchammer.ensembles import (
     WangLandauEnsemble,
 )
 from mchammer_helpers import exact, rows, system, trained
+from sampler_helpers import pooled_z
 
 from clease_nn.hosts.mchammer import NeuralSGCEnsemble
 from clease_nn.hosts.mchammer.extraction import lattice as calculator_lattice
@@ -61,16 +62,7 @@ def check(mc, host, states, p, energy, steps, seed=0):
     seen = np.array(seen)
     for values, mean in ((energy[seen], p @ energy), (seen == p.argmax(), p.max())):
         batches = np.asarray(values, dtype=float).reshape(40, -1).mean(1)
-        # a chain that has met no rare state shows no spread; independent draws have this one
-        of_states = energy if values.dtype == float else states_are_likeliest(p)
-        floor = np.sqrt(p @ (of_states - mean) ** 2 / len(seen))
-        error = max(batches.std(ddof=1) / np.sqrt(len(batches)), floor)
-        assert abs(batches.mean() - mean) < 4 * error
-
-
-def states_are_likeliest(p):
-    """Whether each state is the likeliest one, as numbers."""
-    return (np.arange(len(p)) == p.argmax()).astype(float)
+        assert abs(pooled_z(batches, float(mean))) < 4
 
 
 def one_composition(host, states, p, energy, avoid=None):
