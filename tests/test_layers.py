@@ -23,6 +23,7 @@ FLOORS = [
         "compiled",
         "executors",
         "files",
+        "named",
         "distances",
     ],
     ["configurations", "schedules"],

@@ -6,6 +6,7 @@ from clease_nn.models.fixed_order import FixedOrderARM
 from clease_nn.models.marginalization import MarginalizationModel
 from clease_nn.models.orders import AbstractOrder, BySize, Coloured, OneByOne
 from clease_nn.models.windowed import WindowedModel
+from clease_nn.named import named_class
 
 __all__ = [
     "AbstractOccupationModel",
@@ -21,9 +22,7 @@ __all__ = [
     "model_from_config",
 ]
 
-_CLASSES = {
-    c.__name__: c for c in (AnyOrderARM, FixedOrderARM, MarginalizationModel, WindowedModel)
-}
+_CLASSES = (AnyOrderARM, FixedOrderARM, MarginalizationModel, WindowedModel)
 
 
 def model_from_config(config: dict) -> AbstractOccupationModel:
@@ -34,11 +33,5 @@ def model_from_config(config: dict) -> AbstractOccupationModel:
     ValueError
         If the class is not one of this package.
     """
-    config = dict(config)
-    name = config.pop("class", None)
-    if name not in _CLASSES:
-        raise ValueError(
-            f"model class {name!r} is not known to this version of clease_nn (known: "
-            f"{sorted(_CLASSES)}); update clease_nn"
-        )
-    return _CLASSES[name].from_config(config)
+    cls, arguments = named_class(config, _CLASSES, "model class")
+    return cls.from_config(arguments)

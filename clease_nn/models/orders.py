@@ -12,6 +12,7 @@ from torch import Tensor
 from clease_nn.compiled import njit
 from clease_nn.distances import neighbour, surroundings
 from clease_nn.lattice import Lattice
+from clease_nn.named import named_class
 
 __all__ = ["AbstractOrder", "BySize", "Coloured", "OneByOne", "order_from_config", "random_order"]
 
@@ -280,7 +281,7 @@ def _coloured(around, known, distance, neighbours, seeds, out):  # pragma: no co
             step += 1
 
 
-_ORDERS = {c.__name__: c for c in (BySize, Coloured, OneByOne)}
+_ORDERS = (BySize, Coloured, OneByOne)
 
 
 def order_from_config(config: dict) -> AbstractOrder:
@@ -291,13 +292,7 @@ def order_from_config(config: dict) -> AbstractOrder:
     ValueError
         If the class is not one of this package.
     """
-    config = dict(config)
-    name = config.pop("class", None)
-    if name not in _ORDERS:
-        raise ValueError(
-            f"order {name!r} is not known to this version of clease_nn (known: {sorted(_ORDERS)}); "
-            "update clease_nn"
-        )
-    if "many" in config:
-        config["many"] = order_from_config(config["many"])
-    return _ORDERS[name](**config)
+    cls, arguments = named_class(config, _ORDERS, "order")
+    if "many" in arguments:
+        arguments["many"] = order_from_config(arguments["many"])
+    return cls(**arguments)

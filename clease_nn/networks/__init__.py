@@ -1,5 +1,6 @@
 """Networks: logits of every site from a partial configuration."""
 
+from clease_nn.named import named_class
 from clease_nn.networks.abstract import AbstractNetwork
 from clease_nn.networks.convolution import LatticeConvolution
 from clease_nn.networks.masked_mlp import IncrementalLogits, MaskedMLP
@@ -18,7 +19,7 @@ __all__ = [
     "network_from_config",
 ]
 
-_CLASSES = {c.__name__: c for c in (LatticeConvolution, LatticeTransformer, MLP, MaskedMLP, PaiNN)}
+_CLASSES = (LatticeConvolution, LatticeTransformer, MLP, MaskedMLP, PaiNN)
 
 
 def network_from_config(config: dict) -> AbstractNetwork:
@@ -29,11 +30,5 @@ def network_from_config(config: dict) -> AbstractNetwork:
     ValueError
         If the class is not one of this package.
     """
-    config = dict(config)
-    name = config.pop("class", None)
-    if name not in _CLASSES:
-        raise ValueError(
-            f"network class {name!r} is not known to this version of clease_nn "
-            f"(known: {sorted(_CLASSES)}); update clease_nn"
-        )
-    return _CLASSES[name].from_config(config)
+    cls, arguments = named_class(config, _CLASSES, "network class")
+    return cls.from_config(arguments)
