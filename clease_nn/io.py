@@ -181,7 +181,12 @@ class TrainedModel:
             model = model_from_config(state["config"])
             model.load_state_dict(state["weights"])
             box = ConditionRange.from_dict(state["range"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except RuntimeError as error:
+            raise ModelFileError(
+                f"the weights in {path} do not fit its network, which an earlier version of "
+                f"clease_nn may have built otherwise; train the model again: {error}"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path} does not describe a model: {error}") from error
         model.eval()
         return cls(model, box, dict(state["metadata"]))

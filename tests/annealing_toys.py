@@ -19,7 +19,8 @@ class MeanField(AbstractOccupationModel):
     def log_conditionals(self, c, fields):
         """ln q of every site."""
         allowed = c.lattice.allowed_mask(fields.device)
-        logits = self.softness * fields.to(torch.float64)
+        alike = fields[..., c.lattice.n_species :]  # not the mean field
+        logits = self.softness * alike.to(torch.float64)
         return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
 
     def draw_steps(self, c, rng):

@@ -30,7 +30,7 @@ class FieldModel(AbstractOccupationModel):
 
     def log_conditionals(self, c, fields):
         """Softmax of the fields."""
-        return conditionals(fields, c.lattice.allowed_mask())
+        return conditionals(fields[..., : c.lattice.n_species], c.lattice.allowed_mask())
 
     def draw_steps(self, c, rng):
         """Any order."""
@@ -55,7 +55,7 @@ class PointEnergy:
         """Sum of the levels, eV."""
         return self.levels[occupations.long()].sum(1)
 
-    def partial_fields(self, lattice, occupations):
+    def partial_fields(self, lattice, occupations, means=None):
         """The levels, whatever is known."""
         return self.levels.expand(*occupations.shape, 3)
 

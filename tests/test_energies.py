@@ -265,3 +265,61 @@ def test_tables_from_arrays_are_those_from_terms():
         for y in x
     ]
     assert np.allclose(tables.direct_energies(x), direct, rtol=0, atol=1e-10)
+
+
+def test_partial_fields_with_means():
+    """Fields are averages over independent species of unknown sites; kernels and torch agree."""
+    lattice, tables, _ = random_system(3, n_sites=5, n_terms=40)
+    energy, plain = ClusterExpansionEnergy(tables), ClusterExpansionEnergy(tables, backend="torch")
+    x = draw(lattice, 70, seed=4)
+    rng = np.random.default_rng(5)
+    x[torch.as_tensor(rng.random(x.shape) < 0.5)] = -1
+    means = torch.as_tensor(rng.random((*x.shape, lattice.n_species)))
+    means = means * torch.tensor(lattice.allowed)
+    means = means / means.sum(-1, keepdim=True)
+    fields = energy.partial_fields(lattice, x, means)
+    assert torch.allclose(fields, plain.partial_fields(lattice, x, means), rtol=0, atol=1e-10)
+    alike = torch.tensor(lattice.allowed).double()
+    alike = alike / alike.sum(-1, keepdim=True)
+    by_default = energy.partial_fields(lattice, x, alike.expand_as(means))
+    assert torch.allclose(by_default, energy.partial_fields(lattice, x), rtol=0, atol=1e-10)
+    for k in range(3):
+        unknown = (x[k] < 0).nonzero()[:, 0].tolist()
+        for site in range(5):
+            others = [s for s in unknown if s != site]
+            levels = []
+            for a in np.flatnonzero(lattice.allowed[site]):
+                total = 0.0
+                choices = [np.flatnonzero(lattice.allowed[s]) for s in others]
+                for values in itertools.product(*choices):
+                    state = x[k].clone()
+                    state[others] = torch.as_tensor(np.array(values, dtype=np.int8))
+                    state[site] = int(a)
+                    p = np.prod(
+                        [float(means[k, s, v]) for s, v in zip(others, values, strict=True)]
+                    )
+                    total += p * float(energy(lattice, state[None]))
+                levels.append(total)
+            got = fields[k, site, torch.tensor(lattice.allowed[site])]
+            expected = torch.tensor(levels, dtype=torch.float64)
+            assert torch.allclose(got - got[0], expected - expected[0], rtol=0, atol=1e-10)
+
+
+def test_partial_fields_are_differentiable_in_the_means():
+    """The gradient with respect to means is that of the polynomial."""
+    lattice, tables, _ = random_system(3, n_sites=5, n_terms=40)
+    energy = ClusterExpansionEnergy(tables)
+    x = draw(lattice, 3, seed=4)
+    x[:, ::2] = -1
+    means = torch.as_tensor(np.random.default_rng(0).random((3, 5, lattice.n_species)))
+    means.requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: energy.partial_fields(lattice, x, m), means)
+
+
+def test_bad_means():
+    """Means of another shape are refused."""
+    lattice, tables, _ = random_system(3, n_sites=5, n_terms=40)
+    with pytest.raises(ValueError, match=r"means must have shape \(2, 5"):
+        ClusterExpansionEnergy(tables).partial_fields(
+            lattice, draw(lattice, 2, seed=4), torch.ones(2, 5)
+        )

@@ -22,8 +22,8 @@ class Broken:
     def flip_energies(self, lattice, x):
         return self.replaced.get("flips", GOOD.flip_energies)(lattice, x)
 
-    def partial_fields(self, lattice, x):
-        return self.replaced.get("fields", GOOD.partial_fields)(lattice, x)
+    def partial_fields(self, lattice, x, means=None):
+        return self.replaced.get("fields", GOOD.partial_fields)(lattice, x, means)
 
 
 def mutate(lattice, x):
@@ -46,10 +46,15 @@ BREAKAGES = {
     },
     "flip_energies differ.*shape": {"flips": lambda lattice, x: GOOD(lattice, x)},
     "partial_fields with all sites known": {
-        "fields": lambda lattice, x: 0.5 * GOOD.partial_fields(lattice, x)
+        "fields": lambda lattice, x, means: 0.5 * GOOD.partial_fields(lattice, x, means)
     },
-    "a partial field": {"fields": lambda lattice, x: GOOD.partial_fields(lattice, x) / 0.0},
-    "partial_fields must have shape": {"fields": lambda lattice, x: GOOD(lattice, x.clamp(min=0))},
+    "partial_fields with certain means": {
+        "fields": lambda lattice, x, means: GOOD.partial_fields(lattice, x)
+    },
+    "a partial field": {"fields": lambda lattice, x, means: GOOD.partial_fields(lattice, x) / 0.0},
+    "partial_fields must have shape": {
+        "fields": lambda lattice, x, means: GOOD(lattice, x.clamp(min=0))
+    },
 }
 
 
@@ -64,7 +69,9 @@ def test_good_models_pass_and_are_energy_models():
     """Plain callables are tested on energies only; single-precision fields are accepted."""
     assert isinstance(GOOD, EnergyModel)
     assert set(check_energy_model(lambda lattice, x: GOOD(lattice, x), LATTICE)) == {"batch"}
-    single = Broken(fields=lambda lattice, x: GOOD.partial_fields(lattice, x).float() * 1.0000001)
+    single = Broken(
+        fields=lambda lattice, x, m: GOOD.partial_fields(lattice, x, m).float() * 1.0000001
+    )
     assert check_energy_model(single, LATTICE)["fields"] < 1e-4
 
 

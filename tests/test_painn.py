@@ -188,7 +188,7 @@ def test_logits_of_one_site_are_those_of_all(lattice, layers):
     network = spoilt_network(lattice, box, layers=layers, needs_fields=True)
     c = partial_configurations(lattice, box, 24)
     rng = torch.Generator().manual_seed(0)
-    fields = torch.randn(24, lattice.n_sites, lattice.n_species, generator=rng)
+    fields = torch.randn(24, lattice.n_sites, 2 * lattice.n_species, generator=rng)
     site = torch.randint(lattice.n_sites, (24,), generator=rng)
     with torch.no_grad():
         every = network(c, fields)[torch.arange(24), site]

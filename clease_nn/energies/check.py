@@ -25,7 +25,8 @@ def check_energy_model(
     same energy alone, in a batch and in another order. Where the model has ``flip_energies``:
     they are the differences of energies, 0 for the present species, +inf for species not
     allowed. Where it has ``partial_fields``: finite for partial configurations, 0 for species
-    not allowed, and with all sites known their differences are those of the energy.
+    not allowed, and with all sites known, or with means that are certain, their differences are
+    those of the energy.
 
     Parameters
     ----------
@@ -151,9 +152,15 @@ def _check_fields(
         _require_finite("a partial field", fields)
         if bool((fields[:, ~allowed] != 0).any()):
             raise EnergyModelError("partial_fields must read 0 for species that are not allowed")
-    relative = fields - fields.gather(2, x.long()[:, :, None])
-    relative = torch.where(allowed, relative, torch.inf)
+    now = x.long()[:, :, None]
+    relative = torch.where(allowed, fields - fields.gather(2, now), torch.inf)
     law = "partial_fields with all sites known differ from changes of the energy"
     # fields may be single precision: allow for its rounding
-    rounding = 1e-6 * float(fields.abs().max())
-    return _compare(law, relative, changes, max(limit, rounding))
+    limit = max(limit, 1e-6 * float(fields.abs().max()))
+    worst = _compare(law, relative, changes, limit)
+    # certain means are known sites
+    certain = torch.nn.functional.one_hot(x.long(), lattice.n_species).double()
+    told = energy.partial_fields(lattice, partial.clone(), means=certain).detach().cpu().double()
+    told = torch.where(allowed, told - told.gather(2, now), torch.inf)
+    law = "partial_fields with certain means differ from those with all sites known"
+    return max(worst, _compare(law, told, relative, limit))

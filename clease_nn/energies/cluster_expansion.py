@@ -110,27 +110,46 @@ class ClusterExpansionEnergy:
             self._check(lattice, occupations, unknown=False)
         return torch.from_numpy(out)
 
-    def partial_fields(self, lattice: Lattice, occupations: Tensor) -> Tensor:
+    def partial_fields(
+        self, lattice: Lattice, occupations: Tensor, means: Tensor | None = None
+    ) -> Tensor:
         """Conditional energies of partial configurations, eV, (batch, sites, species), float64.
 
         Entry ``[b, i, a]`` is the energy of species ``a`` on site ``i`` from all terms with that
-        site; every function of another, unknown site stands at its uniform mean over the species
-        allowed there. Species not allowed read 0. With every other site known, differences
-        between species are the exact changes of the energy.
+        site; every function of another, unknown site stands at its mean. Species not allowed
+        read 0. With every other site known, differences between species are the exact changes
+        of the energy.
+
+        Parameters
+        ----------
+        lattice : Lattice
+        occupations : Tensor, shape (batch, sites)
+        means : Tensor, shape (batch, sites, species), optional
+            Probabilities of the species on unknown sites, independent of each other; 0 for
+            species not allowed. Default: all allowed ones alike. Differentiable.
 
         Raises
         ------
         ValueError
-            If the lattice is another one or a known site is out of range or not allowed.
+            If the lattice is another one, a known site is out of range or not allowed, or the
+            means have another shape.
         """
         occupations = self._prepare(lattice, occupations)
-        if self._on_torch(occupations):
+        if means is not None and means.shape != (*occupations.shape, lattice.n_species):
+            raise ValueError(
+                f"means must have shape {(*occupations.shape, lattice.n_species)}, got "
+                f"{tuple(means.shape)}"
+            )
+        if self._on_torch(occupations) or (means is not None and means.requires_grad):
             self._check(lattice, occupations, unknown=True)
-            local = self._torch_backend(occupations.device).site_energies(occupations)
+            means = None if means is None else means.to(torch.float64)
+            local = self._torch_backend(occupations.device).site_energies(occupations, means)
             allowed = torch.tensor(lattice.allowed, device=local.device)
             return torch.where(allowed, local, 0.0)
         out = np.empty((*occupations.shape, lattice.n_species))
-        if not kernels.fields(occupations.numpy(), self._program, out):
+        if means is not None:
+            means = np.ascontiguousarray(means.detach().numpy(), dtype=float)
+        if not kernels.fields(occupations.numpy(), self._program, out, means):
             self._check(lattice, occupations, unknown=True)
         return torch.from_numpy(out)
 

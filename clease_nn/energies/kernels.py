@@ -24,6 +24,7 @@ __all__ = ["Program", "build_program", "energies", "fields", "flips"]
 _LANES = np.uint64(vectors.LANES)
 _ONE = np.uint64(1)
 _TOP = np.uint64(0)
+_NO_MEANS = np.empty((0, 0, 0))
 
 
 class Program(NamedTuple):
@@ -268,7 +269,24 @@ def _site_energies(s, program, gradient, local):
 
 
 @njit
-def _sweep(occupations, program, out, relative):
+def _average(means, begin, count, program, species, v):
+    """Variables of unknown sites in ``v`` become their averages over ``means``."""
+    width = np.uint64(program.forbidden.shape[1])
+    values = program.values.ravel()
+    unknown = np.uint8(width - _ONE)
+    for k in range(np.uint64(len(program.site))):
+        s = program.site[k]
+        for b in range(_LANES):
+            if species[s * _LANES + b] == unknown:
+                row = begin + min(b, count - _ONE)
+                average = 0.0
+                for a in range(width - _ONE):
+                    average += means[row, s, a] * values[k * width + a]
+                v[k * _LANES + b] = average
+
+
+@njit
+def _sweep(occupations, means, program, out, relative):
     """Site energies of all blocks; ``relative`` to the present species, or as they are."""
     batch = np.uint64(len(occupations))
     n_sites = np.uint64(program.forbidden.shape[0])
@@ -286,6 +304,8 @@ def _sweep(occupations, program, out, relative):
         impossible, unknown = _load(occupations, begin, count, program, species, v)
         if impossible or (relative and unknown):
             return False
+        if unknown and len(means):
+            _average(means, begin, count, program, species, v)
         _differentiate(program, running, adjoint, prefix, v, gradient)
         for s in range(n_sites):
             _site_energies(s, program, gradient, local)
@@ -308,13 +328,14 @@ def flips(occupations, program, out):
     Zero for the present species, +inf for species not allowed. False if a site is unknown or
     impossible.
     """
-    return _sweep(occupations, program, out, True)
+    return _sweep(occupations, _NO_MEANS, program, out, True)
 
 
-def fields(occupations, program, out):
+def fields(occupations, program, out, means=None):
     """Conditional energies of partial configurations into ``out`` (batch, sites, species).
 
-    Variables of unknown sites take their mean; species not allowed read zero. False if a site
-    is impossible.
+    Variables of unknown sites take their mean over the allowed species, or over ``means``
+    (batch, sites, species), float64; species not allowed read zero. False if a site is
+    impossible.
     """
-    return _sweep(occupations, program, out, False)
+    return _sweep(occupations, _NO_MEANS if means is None else means, program, out, False)

@@ -25,7 +25,9 @@ class EnergyModel(Protocol):
         E(site := species) - E(now): 0 for the present species, +inf for species not allowed.
     ``partial_fields`` -> (batch, sites, species), eV
         Energy of every species on every site from all terms with that site, for configurations
-        with unknown sites; species not allowed read 0. A constant per site is irrelevant.
+        with unknown sites; species not allowed read 0. A constant per site is irrelevant. It
+        also takes ``means``, (batch, sites, species): with them unknown sites carry species with
+        these probabilities, otherwise all allowed ones alike.
 
     :func:`~clease_nn.energies.check.check_energy_model` tests all of this.
     """

@@ -52,11 +52,16 @@ class TorchBackend:
         elements = _ELEMENTS_HOST if torch.device(device).type == "cpu" else _ELEMENTS_DEVICE
         self.rows = max(1, elements // max(largest, len(used), 1))
 
-    def _variables(self, occupations: Tensor) -> Tensor:
-        """(V, batch) values of all variables; unknown sites take their mean."""
+    def _variables(self, occupations: Tensor, means: Tensor | None = None) -> Tensor:
+        """(V, batch) values of all variables; unknown sites take their mean, or that of means."""
         species = occupations.to(torch.int64).T[self.site]
-        species = torch.where(species < 0, self.values.shape[1] - 1, species)
-        return torch.gather(self.values, 1, species)
+        unknown = species < 0
+        species = torch.where(unknown, self.values.shape[1] - 1, species)
+        v = torch.gather(self.values, 1, species)
+        if means is None:
+            return v
+        average = (means[:, self.site] * self.values[:, :-1]).sum(2)
+        return torch.where(unknown, average.T, v)
 
     def energies(self, occupations: Tensor) -> Tensor:
         """(batch,) eV."""
@@ -87,11 +92,18 @@ class TorchBackend:
                 right = right * factor
         return out
 
-    def site_energies(self, occupations: Tensor) -> Tensor:
-        """(batch, sites, species): energy of every species from the terms with that site."""
+    def site_energies(self, occupations: Tensor, means: Tensor | None = None) -> Tensor:
+        """(batch, sites, species): energy of every species from the terms with that site.
+
+        Differentiable with respect to ``means`` (batch, sites, species), the species of unknown
+        sites.
+        """
         parts = []
-        for o in occupations.split(self.rows):
-            gradient = self._gradient(self._variables(o))
+        for begin in range(0, max(len(occupations), 1), self.rows):
+            rows = slice(begin, begin + self.rows)
+            own = None if means is None else means[rows]
+            o = occupations[rows]
+            gradient = self._gradient(self._variables(o, own))
             out = gradient.new_zeros((self.n_sites, len(o), self.values.shape[1] - 1))
             out.index_add_(0, self.site, gradient[:, :, None] * self.values[:, None, :-1])
             parts.append(out.transpose(0, 1))

@@ -119,9 +119,10 @@ class AnyOrderARM(AbstractOccupationModel):
             return logits
         open_range = self._interacting(c.lattice).of_flags(~c.known)[:, :, 0] > 0
         if site is None:
-            return torch.where(open_range[..., None], logits, fields.to(logits))
+            own = fields[:, :, : logits.shape[-1]]
+            return torch.where(open_range[..., None], logits, own.to(logits))
         rows = torch.arange(len(c), device=site.device)
-        own = fields[rows, site]
+        own = fields[rows, site, : logits.shape[-1]]
         return torch.where(open_range[rows, site][:, None], logits, own.to(logits))
 
     @property

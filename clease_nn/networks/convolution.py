@@ -35,9 +35,10 @@ class LatticeConvolution(AbstractNetwork):
     shift, Perez et al., AAAI 2018) carries temperature, chemical potentials and totals of the
     known sites. The head starts at zero.
 
-    With fields (conditional energies of the known sites in kT) the physical logits are added,
-    ``logits = network + fields * (fraction known)^3``: they become exact as the configuration
-    fills and prevent rare catastrophic draws at low temperature.
+    With fields (conditional energies in kT, unknown sites at their mean field) these are added,
+    ``logits = network + fields * (f + (1 - f) * gate)`` with f the fraction of known sites and a
+    gate that follows conditions and totals: they become exact as the configuration fills and
+    prevent rare catastrophic draws at low temperature.
 
     Parameters
     ----------
@@ -110,8 +111,10 @@ class LatticeConvolution(AbstractNetwork):
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, (self.blocks + 1) * 2 * c),
+            nn.Linear(hidden, (self.blocks + 1) * 2 * c + 1),
         )
+        nn.init.zeros_(self.film[-1].weight[-1])  # the last one is the gate of the prior
+        nn.init.zeros_(self.film[-1].bias[-1:])
         # a sum over d neighbours is scaled by 1 / sqrt(d): every shell starts equally strong
         scale = torch.tensor([1.0, *(1.0 / math.sqrt(max(d, 1)) for d in self.degrees)])
         self.register_buffer("shell_scale", scale[:, None, None], persistent=False)
@@ -163,29 +166,29 @@ class LatticeConvolution(AbstractNetwork):
             If fields are needed and absent, or the lattice has another parent.
         """
         fields = check_fields(self.needs_fields, fields)
-        h, g, _, _ = self._trunk(c, fields, self.blocks)
+        h, g, gate, _, _ = self._trunk(c, fields, self.blocks)
         u = _film(h, g[:, -1])
-        return with_prior(self.head(u).float(), c, fields)
+        return with_prior(self.head(u).float(), c, fields, gate=gate)
 
     @torch.no_grad()
     def at(self, c: Configurations, fields: Tensor | None, site: Tensor) -> Tensor:
         """Logits of one site of each row, (batch, species): the last block at that site only."""
         fields = check_fields(self.needs_fields, fields)
         rows = torch.arange(len(c), device=site.device)
-        h, g, weights, neighbours = self._trunk(c, fields, self.blocks - 1)
+        h, g, gate, weights, neighbours = self._trunk(c, fields, self.blocks - 1)
         u = _film(h, g[:, -2])
         z = neighbours.at(u, site).flatten(1)
         last = h[rows, site] + u.mean(1) @ self.pooled[-1] + z @ weights[-1]
         logits = self.head(_film(last[:, None], g[:, -1])[:, 0]).float()
-        return with_prior(logits, c, fields, site)
+        return with_prior(logits, c, fields, site, gate)
 
     def _trunk(self, c, fields, blocks):
-        """Hidden state after some blocks, FiLM of all blocks, flat weights, neighbour lists."""
+        """Hidden state after some blocks, FiLM of all blocks, gate, weights, neighbour lists."""
         neighbours, degree, sublattice = self._relations(c.lattice)
         share = neighbours.of_flags(c.known)[:, :, 1:] / degree
         n, b, width = c.lattice.n_sites, len(c), self.channels
         g = self.film(global_features(c, self.box)).float()
-        g = g.view(b, self.blocks + 1, 2, 1, width)
+        g, gate = g[:, :-1].reshape(b, self.blocks + 1, 2, 1, width), g[:, -1]
         h = self.inlet(site_features(c, fields, share, sublattice)).float()
         weights = (self.weights * self.shell_scale).view(self.blocks, -1, width)
         for k in range(blocks):
@@ -193,7 +196,7 @@ class LatticeConvolution(AbstractNetwork):
             z = neighbours(u).reshape(n * b, weights.shape[1])
             pooled = (u.mean(1) @ self.pooled[k])[:, None]
             h = h + pooled + (z @ weights[k]).view(b, n, width)
-        return h, g, weights, neighbours
+        return h, g, gate, weights, neighbours
 
     def bytes_per_row(self, n_sites: int) -> int:
         """Sums over all shells, and ten hidden states beside them, or the inputs, float32."""

@@ -92,7 +92,7 @@ def global_features(c: Configurations, box: ConditionRange) -> Tensor:
 def n_site_features(n_species: int, n_shells: int, n_sublattices: int, needs_fields: bool) -> int:
     """Width of :func:`site_features`."""
     extra = n_sublattices if n_sublattices > 1 else 0
-    return n_species + 1 + n_shells + extra + (2 * n_species if needs_fields else 0)
+    return n_species + 1 + n_shells + extra + (4 * n_species if needs_fields else 0)
 
 
 def site_features(
@@ -102,7 +102,7 @@ def site_features(
 
     Parameters
     ----------
-    fields : Tensor (batch, sites, species) or None
+    fields : Tensor (batch, sites, 2 * species) or None
         In units of kT; squashed here.
     share : Tensor, shape (batch, sites, shells)
         Share of the neighbours in each shell that are known.

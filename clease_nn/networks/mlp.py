@@ -87,7 +87,7 @@ class MLP(AbstractNetwork):
         self.width, self.layers = int(width), int(layers)
         self.needs_fields = bool(needs_fields)
         n, k, w = self.n_sites, self.n_species, self.width
-        self.inlet = nn.Linear(n * (k + 1 + (2 * k if self.needs_fields else 0)), w)
+        self.inlet = nn.Linear(n * (k + 1 + (4 * k if self.needs_fields else 0)), w)
         self.conditions = nn.Sequential(
             nn.Linear(n_global_features(k), _CONDITION_WIDTH),
             nn.SiLU(),

@@ -132,7 +132,7 @@ class PaiNN(AbstractNetwork):
         self.needs_fields = bool(needs_fields)
         k, f = len(self.species), self.features
         width = k + 1 + (self.n_sublattices if self.n_sublattices > 1 else 0)
-        self.inlet = nn.Linear(width + (2 * k if self.needs_fields else 0), f)
+        self.inlet = nn.Linear(width + (4 * k if self.needs_fields else 0), f)
         self.film = nn.Sequential(
             nn.Linear(n_global_features(k), 2 * f),
             nn.SiLU(),

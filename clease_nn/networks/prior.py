@@ -1,7 +1,8 @@
 """The physical prior: logits of the known sites' energies, shared by every network.
 
-``logits = network + fields * (fraction known)^3``: exact as the configuration fills, it prevents
-rare catastrophic draws at low temperature, and leaves the first draws to the network.
+``logits = network + fields * (fraction known)``, with the unknown sites at their mean field: exact
+as the configuration fills, it prevents rare catastrophic draws at low temperature, and leaves the
+first draws to the network.
 """
 
 from __future__ import annotations
@@ -31,21 +32,28 @@ def check_fields(needs_fields: bool, fields: Tensor | None) -> Tensor | None:
     return fields
 
 
-def with_prior(logits: Tensor, c: Configurations, fields: Tensor | None, site=None) -> Tensor:
+def with_prior(
+    logits: Tensor, c: Configurations, fields: Tensor | None, site=None, gate: Tensor | None = None
+) -> Tensor:
     """Logits with the physical ones added; as they are where there are no fields.
 
     Parameters
     ----------
     logits : Tensor, shape (batch, sites, species) or, with ``site``, (batch, species)
     c : Configurations
-    fields : Tensor, shape (batch, sites, species), or None
-        In units of kT.
+    fields : Tensor, shape (batch, sites, 2 * species), or None
+        Of ``SemiGrandCanonical.fields``; those of the mean field are added.
     site : Tensor, shape (batch,), optional
         The one site of each row that the logits belong to.
+    gate : Tensor, shape (batch,), optional
+        What a network adds to the fraction known, times the fraction unknown.
     """
     if fields is None:
         return logits
-    share = (c.known.sum(1).to(torch.float32) / c.lattice.n_sites) ** 3
+    share = c.known.sum(1).to(torch.float32) / c.lattice.n_sites
+    weight = share if gate is None else share + (1 - share) * gate
+    k = logits.shape[-1]
     if site is None:
-        return logits + fields * share[:, None, None]
-    return logits + fields[torch.arange(len(c), device=site.device), site] * share[:, None]
+        return logits + fields[:, :, :k] * weight[:, None, None]
+    own = fields[torch.arange(len(c), device=site.device), site, :k]
+    return logits + own * weight[:, None]

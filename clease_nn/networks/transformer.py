@@ -142,7 +142,7 @@ class LatticeTransformer(AbstractNetwork):
         cos, sin = phase.cos().float(), phase.sin().float()
         self.register_buffer("cos", torch.cat([cos, cos], 2), persistent=False)
         self.register_buffer("sin", torch.cat([-sin, sin], 2), persistent=False)
-        self.inlet = nn.Linear(k + 1 + several + (2 * k if self.needs_fields else 0), width)
+        self.inlet = nn.Linear(k + 1 + several + (4 * k if self.needs_fields else 0), width)
         self.embed = nn.Sequential(
             nn.Linear(n_condition_waves(k) + n_global_features(k), width),
             nn.GELU(),

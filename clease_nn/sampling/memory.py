@@ -18,7 +18,8 @@ _SHARE = 0.5  # of the memory that is free may go to what is chosen here
 def bytes_per_row(model: AbstractOccupationModel, lattice: Lattice) -> int:
     """Roughly what drawing one row needs at a time: its networks, conditionals and fields."""
     networks = [m for m in model.modules() if isinstance(m, AbstractNetwork)]
-    own = 32 * lattice.n_sites * (lattice.n_species + 1)  # float64 conditionals, masks, fields
+    # float64 conditionals and masks, and some temporaries of the mean field
+    own = (32 + (64 if model.needs_fields else 0)) * lattice.n_sites * (lattice.n_species + 1)
     return own + max((n.bytes_per_row(lattice.n_sites) for n in networks), default=0)
 
 

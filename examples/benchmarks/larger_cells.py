@@ -1,12 +1,13 @@
 """Train on a small cell, draw from a larger one; then train on the larger one as well.
 
-Parts: ``ising20`` (10 x 10, then 20 x 20; exact ln Z of the 25 conditions of the literature from
-the folder CLEASE_NN_REFERENCE), ``cuau64`` (Cu-Au, 64 sites) and ``cuau128`` (64, then 128 sites;
-ln Z from ``large_reference.py``, where its two halves agree). Every seed trains both models, draws
-at every condition and prints the KL gap, NESS and the cost of a draw; the last lines are medians.
+Parts: ``ising`` (10 x 10, then 20 x 20; exact ln Z of the 25 conditions of the literature from the
+folder CLEASE_NN_REFERENCE) and ``cuau`` (cells that grow to 64 sites, then 128; ln Z from two
+files of ``large_reference.py``, where its two halves agree). Every seed trains a model, draws from
+its own cell (Cu-Au) and from the larger one, trains there as well and draws again: at every
+condition, with KL gap, NESS and the cost of a draw; the last lines are medians.
 
-    python examples/benchmarks/larger_cells.py ising20 --models models --out ising20.json
-    python examples/benchmarks/larger_cells.py cuau128 --log-z log_z_128.json
+    python examples/benchmarks/larger_cells.py ising --models models --out ising.json
+    python examples/benchmarks/larger_cells.py cuau --log-z log_z_64.json log_z_128.json
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ from clease_nn.sources import MixedSource, ParallelTemperingSource
 from clease_nn.statistics import normalized_ess
 from clease_nn.training import Stage, fit
 
-PARTS = ("ising20", "cuau64", "cuau128")
+PARTS = ("ising", "cuau")
+NAMES = ("own", "transfer", "trained")
 
 
 @dataclass
 class Cell:
-    """A supercell with its energy, what is asked for there, and reference ln Z (nan: none)."""
+    """A supercell with its energy, what is asked for there, and reference ln Z (nan: none).
+
+    ``log_z_error`` is half of what separates two estimates of a reference, 0 where it is exact.
+    """
 
     name: str
     lattice: Lattice
@@ -51,6 +56,7 @@ class Cell:
     box: ConditionRange
     conditions: Conditions
     log_z: np.ndarray
+    log_z_error: np.ndarray
 
 
 def ising(size: int, short: bool) -> Cell:
@@ -72,13 +78,14 @@ def ising(size: int, short: bool) -> Cell:
         log_z = np.array([kaufman_log_z(size, size, t) for t in kT])
     ensemble = SemiGrandCanonical(ising_energy(lattice))
     name = f"Ising {size} x {size}"
-    return Cell(name, lattice, ensemble, box, ising_conditions(kT, field), log_z)
+    conditions = ising_conditions(kT, field)
+    return Cell(name, lattice, ensemble, box, conditions, log_z, np.zeros(len(log_z)))
 
 
 def alloy(size: tuple[int, int, int], short: bool, file: str | None) -> Cell:
     """Cu-Au at 99 conditions."""
     lattice, ensemble, box, conditions, note = cuau(size)
-    log_z = np.full(len(conditions), np.nan)
+    log_z, error = np.full(len(conditions), np.nan), np.zeros(len(conditions))
     if file:
         for row in json.loads(Path(file).read_text())["figures"]["conditions"]:
             near = (conditions.temperature - row["temperature"]).abs() < 1e-6
@@ -86,11 +93,11 @@ def alloy(size: tuple[int, int, int], short: bool, file: str | None) -> Cell:
             near &= (conditions.mu - c1_0).abs().max(1).values < 1e-9
             if row["agree"]:
                 log_z[near.numpy()] = np.mean(row["log_z"])
+                error[near.numpy()] = np.ptp(row["log_z"]) / 2
     if short:
-        conditions, log_z = conditions[::25], log_z[::25]
-    return Cell(
-        f"Cu-Au {lattice.n_sites} sites ({note})", lattice, ensemble, box, conditions, log_z
-    )
+        conditions, log_z, error = conditions[::25], log_z[::25], error[::25]
+    name = f"Cu-Au {lattice.n_sites} sites ({note})"
+    return Cell(name, lattice, ensemble, box, conditions, log_z, error)
 
 
 def train(cell: Cell, seconds: float, seed: int, path: Path | None, **options) -> TrainedModel:
@@ -159,7 +166,8 @@ def evaluate(trained: TrainedModel, cell: Cell, n: int, seed: int, order: Abstra
         ],
     }
     if known.any():
-        z = ((own - reference) / spread)[known].numpy()
+        error = np.hypot(spread.numpy(), np.maximum(cell.log_z_error, 1e-3))
+        z = ((own - reference).numpy() / error)[known.numpy()]
         out["log_z_z_rms"] = float(np.sqrt((z**2).mean()))
     return out
 
@@ -173,10 +181,19 @@ def shown(name: str, seed: int, r: dict) -> str:
     )
 
 
-def stages(small: Cell, large: Cell, share: float, seed: int) -> list[Stage]:
+def growing(cells: list[Cell], shares: tuple[float, ...], seed: int) -> list[Stage]:
+    """One stage a cell, from small to large: what is learnt on few sites costs little there."""
+    sources = [
+        ParallelTemperingSource(
+            c.ensemble, c.lattice, c.box, seed=np.random.SeedSequence([seed, c.lattice.n_sites])
+        )
+        for c in cells
+    ]
+    return [Stage(source, share=share) for source, share in zip(sources, shares, strict=True)]
+
+
+def mixed(small: Cell, large: Cell, share: float, seed: int) -> list[Stage]:
     """One stage in which ``share`` of the batches are of the large cell, the rest of the small."""
-    if share == 1:
-        return [Stage(ParallelTemperingSource(large.ensemble, large.lattice, large.box, seed=seed))]
     systems = [(c.ensemble, c.lattice) for c in (small, large)]
     source = MixedSource.tempering(
         systems,
@@ -190,29 +207,27 @@ def stages(small: Cell, large: Cell, share: float, seed: int) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a part, and the CPU seconds that are spent on each."""
+    """The cells of a part, and the CPU seconds that are spent on them."""
 
-    small: Cell
+    growing: list[Cell]
+    """Cells of the first training, and the shares of its budget."""
+    shares: tuple[float, ...]
     large: Cell
+    """The cell that is drawn by transfer, and then trained on."""
     seconds: tuple[float, float]
-    share: float = 0.5
-    """Of the batches of the second training that are of the large cell."""
-    learning_rate: float = 1e-3
-    """Of the second training."""
 
 
-def plan(part: str, short: bool, log_z: str | None) -> Plan:
-    if part == "ising20":
-        sizes = (4, 6) if short else (10, 20)
-        return Plan(*(ising(size, short) for size in sizes), seconds=(300, 100))
-    if part == "cuau64":
-        # the small cell only warms up: little of the budget, then the rate of a fresh start
-        sizes = ((2, 2, 2), (2, 2, 4)) if short else ((2, 4, 4), (4, 4, 4))
-        how = {"seconds": (170, 410), "share": 1.0, "learning_rate": 4e-3}
-    else:
-        sizes = ((2, 2, 2), (2, 2, 4)) if short else ((4, 4, 4), (4, 4, 8))
-        how = {"seconds": (580, 200)}
-    return Plan(*(alloy(size, short, None if short else log_z) for size in sizes), **how)
+def plan(part: str, short: bool, log_z: tuple[str | None, str | None]) -> Plan:
+    if part == "ising":
+        small, large = (ising(size, short) for size in ((4, 6) if short else (10, 20)))
+        return Plan([small], (1.0,), large, (300, 100))
+    sizes = [(2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)]
+    if short:
+        sizes, log_z = [(2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 4)], (None, None)
+    *first, large = (
+        alloy(size, short, file) for size, file in zip(sizes, (None, None, *log_z), strict=True)
+    )
+    return Plan(first, (0.1, 0.25, 0.65), large, (380, 200))
 
 
 def draw_samples(trained, cell: Cell, order: AbstractOrder, spins: bool, path: str) -> None:
@@ -240,14 +255,14 @@ def draw_samples(trained, cell: Cell, order: AbstractOrder, spins: bool, path: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", default="ising20", choices=PARTS)
+    parser.add_argument("part", nargs="?", default="ising", choices=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=500, help="draws a condition")
     parser.add_argument("--seconds", type=float, nargs=2, help="CPU seconds on each cell")
     parser.add_argument("--models", type=Path, help="folder: models are kept and found there")
     parser.add_argument("--distance", type=float, help="of the coloured order above 64 sites")
-    parser.add_argument("--log-z", help="JSON file of large_reference.py")
-    parser.add_argument("--only", choices=("transfer", "trained"))
+    parser.add_argument("--log-z", nargs=2, default=(None, None), help="of 64 and 128 sites, JSON")
+    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, help="draws to make")
     parser.add_argument("--figure", help="draw samples of the last model to this file")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--short", action="store_true", help="a few seconds, meaningless figures")
@@ -260,40 +275,35 @@ def main() -> None:
     seconds = tuple(args.seconds or work.seconds)
     if args.short:
         seconds, args.seeds, args.samples = (2.0, 2.0), [0], 20
-    print(f"{args.part}: {work.small.name}, then {work.large.name}; AMX: {machine()['amx']}")
+    small, large = work.growing[-1], work.large
+    print(f"{args.part}: {small.name}, then {large.name}; AMX: {machine()['amx']}")
     print(f"{seconds[0]:g} and {seconds[1]:g} CPU seconds of training, one thread")
     runs = []
     for seed in args.seeds:
+        run = {"seed": seed}
 
         def kept(which: str, seed=seed) -> Path | None:
             return args.models and args.models / f"{args.part}_{which}_{seed}.nn"
 
-        trained = train(work.small, seconds[0], seed, kept("small"))
-        run = {"seed": seed}
-        if args.only != "trained":
-            run["transfer"] = evaluate(trained, work.large, args.samples, seed, order)
-            print(shown("transfer", seed, run["transfer"]), flush=True)
-        if args.only != "transfer":
+        def look(name: str, trained: TrainedModel, cell: Cell, seed=seed, run=run) -> None:
+            if name in args.only:
+                run[name] = evaluate(trained, cell, args.samples, seed, order)
+                print(shown(name, seed, run[name]), flush=True)
+
+        stages = growing(work.growing, work.shares, seed)
+        trained = train(small, seconds[0], seed, kept("small"), stages=stages, focus=True)
+        if args.part == "cuau":
+            look("own", trained, small)
+        look("transfer", trained, large)
+        if "trained" in args.only:
             trained = train(
-                work.large,
-                seconds[1],
-                seed,
-                kept("large"),
-                model=trained.model,
-                learning_rate=work.learning_rate,
-                stages=stages(work.small, work.large, work.share, seed),
-            )
-            run["trained"] = evaluate(trained, work.large, args.samples, seed, order)
-            print(shown("trained", seed, run["trained"]), flush=True)
+                large, seconds[1], seed, kept("large"), model=trained.model, learning_rate=1e-3,
+                stages=mixed(small, large, 0.5, seed), focus=True,
+            )  # fmt: skip
+            look("trained", trained, large)
         runs.append(run)
-    figures = {
-        "part": args.part,
-        "order": order.config(),
-        "seconds": seconds,
-        "share": work.share,
-        "runs": runs,
-    }
-    for name in ("transfer", "trained"):
+    figures = {"part": args.part, "order": order.config(), "seconds": seconds, "runs": runs}
+    for name in NAMES:
         for key in ("kl_gap_nats", "ness_mean", "ness_min", "catastrophic", "passes"):
             values = [run[name][key] for run in runs if name in run]
             if values:
@@ -301,7 +311,7 @@ def main() -> None:
                 print(f"median {name} {key}: {np.median(values):.4g} ({np.round(values, 4)})")
     write_json(args.out, "larger_cells", figures)
     if args.figure:
-        draw_samples(trained, work.large, order, args.part.startswith("ising"), args.figure)
+        draw_samples(trained, large, order, args.part.startswith("ising"), args.figure)
 
 
 if __name__ == "__main__":
