@@ -134,7 +134,7 @@ def test_every_shape_is_in_detailed_balance(system, shape, make):
     states = ensemble.enumerate(lattice)
     mu = box.at([[0.9] + [0.4] * box.n_axes]).mu
     condition = Conditions([4000.0], mu)
-    copies = 8000 // len(states.occupations)
+    copies = 24000 // len(states.occupations)
     rows = states.occupations.repeat_interleave(copies, 0)
     start = ensemble.score(Configurations(lattice, condition.repeat(len(rows)), rows))
     moves = BlockMoves(
