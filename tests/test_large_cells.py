@@ -148,7 +148,7 @@ def forward(lattice, rows):
     c = Configurations(lattice, box.grid(1, 1).repeat(rows),
                        torch.randint(-1, 2, (rows, lattice.n_sites)).to(torch.int8))
     with torch.no_grad():
-        network(c, torch.randn(rows, lattice.n_sites, 2))
+        network(c, torch.randn(rows, lattice.n_sites, 4))
     if rows == 1:
         AnyOrderARM(network).draw_steps(c, torch.Generator())
 def peak():  # of this process alone; ru_maxrss starts at that of the parent

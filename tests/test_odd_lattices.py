@@ -106,7 +106,8 @@ def some_fields(c):
     rng = torch.Generator().manual_seed(5)
     k, n = c.lattice.n_species, c.lattice.n_sites
     known = (c.occupations[:, :, None] == torch.arange(k)).float().flatten(1)
-    return torch.tanh(known @ torch.randn(n * k, n * k, generator=rng)).view(len(c), n, k)
+    weight = torch.randn(n * k, 2 * n * k, generator=rng)
+    return torch.tanh(known @ weight).view(len(c), n, 2 * k)
 
 
 def all_states(lattice):
