@@ -18,7 +18,8 @@ class AbstractNetwork(nn.Module, ABC):
     """Logits of every site and species given the known sites and the conditions.
 
     A network never sees an energy. Where the energy offers conditional fields, they arrive as a
-    tensor in units of kT.
+    tensor (batch, sites, 2 * species) in units of kT: with the unknown sites at their mean field,
+    and with all their species alike (``SemiGrandCanonical.fields``).
 
     Attributes
     ----------

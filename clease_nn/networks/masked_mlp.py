@@ -36,9 +36,10 @@ class MaskedMLP(AbstractNetwork):
     them, and so that drawing site after site computes every unit once (:meth:`incremental`).
     The head starts at zero.
 
-    With ``needs_fields`` the physical logits are added as in :class:`LatticeConvolution`. Fields
-    belong to one set of known sites, so they serve a site only when they are those of the sites
-    before it: the next site of each row, one evaluation a site.
+    With ``needs_fields`` the physical prior is added
+    (:func:`~clease_nn.networks.prior.with_prior`). Fields belong to one set of known sites, so
+    they serve a site only when they are those of the sites before it: the next site of each row,
+    one evaluation a site.
 
     It knows no symmetry and belongs to one supercell.
 

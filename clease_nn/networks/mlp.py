@@ -27,9 +27,9 @@ class MLP(AbstractNetwork):
 
         h_1 = W_1 x,   h_(l+1) = h_l + W_(l+1) silu(h_l + C_l g),   logits = H silu(h_L + C_L g)
 
-    for ``L = layers``. The head H starts at zero. With fields (conditional energies of the known
-    sites in kT) these are inputs too, squashed, and the physical logits are added as in
-    :class:`LatticeConvolution`.
+    for ``L = layers``. The head H starts at zero. With fields (conditional energies in kT) these
+    are inputs too, squashed, and the physical prior is added
+    (:func:`~clease_nn.networks.prior.with_prior`).
 
     It knows no symmetry and belongs to one supercell.
 

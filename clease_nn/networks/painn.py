@@ -52,8 +52,9 @@ class PaiNN(AbstractNetwork):
 
     The paper's network is changed in this: FiLM (Perez et al., AAAI 2018) carries temperature,
     chemical potentials and totals of the known sites into every block; the squashed fields and
-    the sublattice are further scalar inputs; sums over neighbours are scaled to unit variance;
-    x_v of the first and a_vv of the last layer, which cannot act, are left out.
+    the sublattice are further scalar inputs, and the physical prior is added to the logits
+    (:func:`~clease_nn.networks.prior.with_prior`); sums over neighbours are scaled to unit
+    variance; x_v of the first and a_vv of the last layer, which cannot act, are left out.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 ``logits = network + fields * (fraction known)``, with the unknown sites at their mean field: exact
 as the configuration fills, it prevents rare catastrophic draws at low temperature, and leaves the
-first draws to the network.
+first draws to the network. A network may add a gate of its own to the fraction.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def with_prior(
     site : Tensor, shape (batch,), optional
         The one site of each row that the logits belong to.
     gate : Tensor, shape (batch,), optional
-        What a network adds to the fraction known, times the fraction unknown.
+        Times the fraction unknown, it is added to the fraction known. Default: none.
     """
     if fields is None:
         return logits

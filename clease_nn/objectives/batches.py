@@ -31,8 +31,8 @@ class MaskedBatch:
         (batch,) rows with at least one unknown site each.
     targets : Tensor, shape (batch, sites, species), float32
         Probabilities of the species on unknown sites; rows of known sites are ignored.
-    fields : Tensor, shape (batch, sites, species), optional
-        Conditional fields of the partial configurations in kT, where the model needs them.
+    fields : Tensor, shape (batch, sites, 2 * species), optional
+        ``ensemble.fields`` of the partial configurations in kT, where the model needs them.
     weight : Tensor, shape (batch,), optional
         Weight of each row, mean one; default all one.
     """
