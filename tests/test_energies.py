@@ -316,6 +316,22 @@ def test_partial_fields_are_differentiable_in_the_means():
     assert torch.autograd.gradcheck(lambda m: energy.partial_fields(lattice, x, m), means)
 
 
+def test_derivatives_keep_little():
+    """Nothing the size of the terms is kept for derivatives: it is computed anew."""
+    lattice, tables, _ = random_system(3, n_sites=5, n_terms=40)
+    energy, x = ClusterExpansionEnergy(tables), torch.full((8, 5), -1, dtype=torch.int8)
+    means = torch.full((8, 5, lattice.n_species), 0.5, dtype=torch.float64, requires_grad=True)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        energy.partial_fields(lattice, x, means)
+    assert sum(kept) <= 2 * means.numel()
+
+
 def test_bad_means():
     """Means of another shape are refused."""
     lattice, tables, _ = random_system(3, n_sites=5, n_terms=40)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from clease_nn.energies.kernels import Program
 from clease_nn.energies.tables import ClusterTables
@@ -96,15 +97,29 @@ class TorchBackend:
         """(batch, sites, species): energy of every species from the terms with that site.
 
         Differentiable with respect to ``means`` (batch, sites, species), the species of unknown
-        sites.
+        sites; its derivatives keep no products of terms, but form them anew.
         """
         parts = []
         for begin in range(0, max(len(occupations), 1), self.rows):
             rows = slice(begin, begin + self.rows)
             own = None if means is None else means[rows]
-            o = occupations[rows]
-            gradient = self._gradient(self._variables(o, own))
-            out = gradient.new_zeros((self.n_sites, len(o), self.values.shape[1] - 1))
-            out.index_add_(0, self.site, gradient[:, :, None] * self.values[:, None, :-1])
-            parts.append(out.transpose(0, 1))
+            if own is not None and own.requires_grad:
+                parts.append(
+                    checkpoint(
+                        self._site_energies,
+                        occupations[rows],
+                        own,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                )
+            else:
+                parts.append(self._site_energies(occupations[rows], own))
         return torch.cat(parts)
+
+    def _site_energies(self, occupations: Tensor, means: Tensor | None) -> Tensor:
+        """:meth:`site_energies` of all rows at once."""
+        gradient = self._gradient(self._variables(occupations, means))
+        out = gradient.new_zeros((self.n_sites, len(occupations), self.values.shape[1] - 1))
+        out.index_add_(0, self.site, gradient[:, :, None] * self.values[:, None, :-1])
+        return out.transpose(0, 1)
