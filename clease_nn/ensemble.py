@@ -82,6 +82,11 @@ class SemiGrandCanonical:
 
         The mean field is the fixed point ``p_i = softmax(-(E_i[p] - mu)/kT)`` of the unknown
         sites around the known ones, after a few damped steps that start from equal shares.
+
+        Raises
+        ------
+        TypeError
+            If ``partial_fields`` of the energy does not take ``means``.
         """
         allowed = c.lattice.allowed_mask(c.occupations.device).T[:, None]
         barred = torch.where(allowed, 0.0, -torch.inf).to(torch.float64)
@@ -95,13 +100,19 @@ class SemiGrandCanonical:
             field = self._logits(c, means.permute(1, 2, 0))
         planes = []
         for logits in (field, alike):
-            logits = logits * allowed
+            logits = torch.where(allowed, logits, 0.0)
             planes.append((logits - sum(logits.unbind()) / allowed.sum(0)) * allowed)
         return torch.cat(planes).permute(1, 2, 0).to(torch.float32).contiguous()
 
     def _logits(self, c: Configurations, means: Tensor | None) -> Tensor:
         """``-(E_i(a) - mu_a)/kT``, shape (species, batch, sites), float64."""
-        e = self.energy.partial_fields(c.lattice, c.occupations, means)
+        try:
+            e = self.energy.partial_fields(c.lattice, c.occupations, means=means)
+        except TypeError as error:
+            raise TypeError(
+                f"partial_fields of {type(self.energy).__name__} cannot be called with means "
+                f"(see EnergyModel; check_energy_model tests it): {error}"
+            ) from error
         e = e.to(torch.float64).permute(2, 0, 1).contiguous()  # one plane a species: fast sums
         mu, kT = c.conditions.mu.T[:, :, None].to(e), c.conditions.kT[:, None].to(e)
         return (mu - e) / kT

@@ -26,6 +26,10 @@ class Broken:
         return self.replaced.get("fields", GOOD.partial_fields)(lattice, x, means)
 
 
+def no_means(lattice, x):
+    return GOOD.partial_fields(lattice, x)
+
+
 def mutate(lattice, x):
     x[0, 0] = 1 - x[0, 0]
     return GOOD(lattice, x)
@@ -50,6 +54,16 @@ BREAKAGES = {
     },
     "partial_fields with certain means": {
         "fields": lambda lattice, x, means: GOOD.partial_fields(lattice, x)
+    },
+    "partial_fields with certain means .*": {
+        "fields": lambda lattice, x, means: GOOD.partial_fields(
+            lattice, x if means is None else torch.full_like(x, -1), means
+        )
+    },
+    "partial_fields must take means": {
+        "fields": lambda lattice, x, means: no_means(
+            lattice, x, **({} if means is None else {"means": means})
+        )
     },
     "a partial field": {"fields": lambda lattice, x, means: GOOD.partial_fields(lattice, x) / 0.0},
     "partial_fields must have shape": {

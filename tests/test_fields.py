@@ -7,6 +7,7 @@ from toys import SYSTEMS, binary, ternary
 
 from clease_nn.conditions import Conditions
 from clease_nn.configurations import Configurations
+from clease_nn.energies import ClusterExpansionEnergy
 from clease_nn.ensemble import SemiGrandCanonical
 from clease_nn.lattice import UNKNOWN, Lattice
 
@@ -66,6 +67,28 @@ def test_without_interactions_both_are_exact():
     assert torch.equal(field, alike)
     expected = -(levels - at.mu[0]) / at.kT
     assert torch.allclose(field[0, 0].double(), expected - expected.mean(), atol=1e-6)
+
+
+def test_energies_without_means_are_refused():
+    """An energy whose fields take no means: the message says so."""
+    lattice, ensemble, box = binary()
+
+    class Old:
+        def partial_fields(self, lattice, occupations):
+            return ensemble.energy.partial_fields(lattice, occupations)
+
+    c = partial(lattice, box.at([[0.5] * (1 + box.n_axes)]), 2, 0.5)
+    with pytest.raises(TypeError, match="partial_fields of Old cannot be called with means"):
+        SemiGrandCanonical(Old()).fields(c)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_no_rows(backend):
+    """An empty batch has fields."""
+    lattice, ensemble, box = ternary()
+    energy = ClusterExpansionEnergy(ensemble.energy.tables, backend=backend)
+    c = partial(lattice, box.at([[0.3] * (1 + box.n_axes)]), 3, 0.5)[:0]
+    assert SemiGrandCanonical(energy).fields(c).shape == (0, lattice.n_sites, 6)
 
 
 def test_rows_do_not_see_each_other():

@@ -25,8 +25,8 @@ def check_energy_model(
     same energy alone, in a batch and in another order. Where the model has ``flip_energies``:
     they are the differences of energies, 0 for the present species, +inf for species not
     allowed. Where it has ``partial_fields``: finite for partial configurations, 0 for species
-    not allowed, and with all sites known, or with means that are certain, their differences are
-    those of the energy.
+    not allowed, and with all sites known, or with means of unknown sites that are certain, their
+    differences are those of the energy.
 
     Parameters
     ----------
@@ -158,9 +158,18 @@ def _check_fields(
     # fields may be single precision: allow for its rounding
     limit = max(limit, 1e-6 * float(fields.abs().max()))
     worst = _compare(law, relative, changes, limit)
-    # certain means are known sites
+    # certain means are known sites; what means say of known sites is ignored
     certain = torch.nn.functional.one_hot(x.long(), lattice.n_species).double()
-    told = energy.partial_fields(lattice, partial.clone(), means=certain).detach().cpu().double()
+    alike = allowed / allowed.sum(1, keepdim=True).double()
+    means = torch.where((partial == UNKNOWN)[:, :, None], certain, alike)
+
+    def with_means(lattice: Lattice, occupations: Tensor) -> Tensor:
+        return energy.partial_fields(lattice, occupations, means=means)
+
+    try:
+        told = _call(with_means, "partial fields", lattice, partial).double()
+    except TypeError as error:
+        raise EnergyModelError(f"partial_fields must take means as well: {error}") from error
     told = torch.where(allowed, told - told.gather(2, now), torch.inf)
     law = "partial_fields with certain means differ from those with all sites known"
     return max(worst, _compare(law, told, relative, limit))

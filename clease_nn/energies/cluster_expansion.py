@@ -126,7 +126,8 @@ class ClusterExpansionEnergy:
         occupations : Tensor, shape (batch, sites)
         means : Tensor, shape (batch, sites, species), optional
             Probabilities of the species on unknown sites, independent of each other; 0 for
-            species not allowed. Default: all allowed ones alike. Differentiable.
+            species not allowed. Those of known sites are ignored. Default: all allowed ones
+            alike. Differentiable.
 
         Raises
         ------

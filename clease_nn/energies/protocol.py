@@ -26,8 +26,9 @@ class EnergyModel(Protocol):
     ``partial_fields`` -> (batch, sites, species), eV
         Energy of every species on every site from all terms with that site, for configurations
         with unknown sites; species not allowed read 0. A constant per site is irrelevant. It
-        also takes ``means``, (batch, sites, species): with them unknown sites carry species with
-        these probabilities, otherwise all allowed ones alike.
+        also takes ``means``, (batch, sites, species), float64, or None: with them unknown sites
+        carry species with these probabilities, otherwise all allowed ones alike; those of known
+        sites are ignored. Derivatives of a model with respect to conditions go through ``means``.
 
     :func:`~clease_nn.energies.check.check_energy_model` tests all of this.
     """
