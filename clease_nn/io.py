@@ -178,15 +178,16 @@ class TrainedModel:
         """
         state = read_state(path, "model")
         try:
-            model = model_from_config(state["config"])
-            model.load_state_dict(state["weights"])
+            model, weights = model_from_config(state["config"]), state["weights"]
             box = ConditionRange.from_dict(state["range"])
-        except RuntimeError as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path} does not describe a model: {error}") from error
+        try:
+            model.load_state_dict(weights)
+        except (RuntimeError, TypeError) as error:
             raise ModelFileError(
                 f"the weights in {path} do not fit its network, which an earlier version of "
                 f"clease_nn may have built otherwise; train the model again: {error}"
             ) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{path} does not describe a model: {error}") from error
         model.eval()
         return cls(model, box, dict(state["metadata"]))

@@ -428,6 +428,19 @@ def test_bad_files_are_named(tmp_path):
         TrainedModel.load(tmp_path / "none")
 
 
+def test_weights_of_another_network_are_refused(tmp_path):
+    """A file whose weights do not fit what it describes says to train again."""
+    lattice, _, box = binary()
+    model = small_model(lattice, box)
+    weights = model.state_dict()
+    name = next(iter(weights))
+    weights[name] = weights[name][:-1]
+    state = {"config": model.config(), "weights": weights, "range": box.to_dict(), "metadata": {}}
+    write_state(tmp_path / "old.nn", "model", state)
+    with pytest.raises(ModelFileError, match="do not fit its network.*train the model again"):
+        TrainedModel.load(tmp_path / "old.nn")
+
+
 def test_unwritable_path_and_full_disk_leave_the_old_file(tmp_path, monkeypatch):
     """A failed write keeps what was there and names path, reason and remedy."""
     lattice, _, box = binary()
