@@ -85,9 +85,17 @@ class SemiGrandCanonical:
 
         Raises
         ------
+        ValueError
+            If the energy has no ``partial_fields``.
         TypeError
-            If ``partial_fields`` of the energy does not take ``means``.
+            If they do not take ``means``.
         """
+        if not self.has_fields:
+            raise ValueError(
+                f"fields were asked for, and {type(self.energy).__name__} has no partial_fields: "
+                "use an energy that offers them, such as the one that the model was trained on, or "
+                "a model that needs none (needs_fields=False)"
+            )
         allowed = c.lattice.allowed_mask(c.occupations.device).T[:, None]
         barred = torch.where(allowed, 0.0, -torch.inf).to(torch.float64)
         alike = field = self._logits(c, None)

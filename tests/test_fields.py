@@ -135,3 +135,12 @@ def test_derivatives_through_the_mean_field():
         )
         expected = (up - down) / (2 * step)
         assert torch.allclose((slope * direction).sum(), expected, rtol=2e-3, atol=1e-4)
+
+
+def test_an_energy_without_fields_is_named():
+    """A model that needs fields and an energy without any: what to do is said."""
+    lattice = Lattice.square(3)
+    at = Conditions([500.0], [[0.0, 0.0]])
+    plain = SemiGrandCanonical(lambda lattice, occupations: torch.zeros(len(occupations)))
+    with pytest.raises(ValueError, match="has no partial_fields.*needs_fields=False"):
+        plain.fields(Configurations.unknown(lattice, at))
